@@ -1,0 +1,235 @@
+"""The command `calmloop`. Everything heavy is imported inside the subcommand that needs it: `stop` and `status` must start at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from controller import messages
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except messages.NoBedError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return SHORT
+    except BrokenPipeError:
+        return GOOD
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    p = argparse.ArgumentParser(
+        prog="calmloop",
+        description="Closed-loop controller for involuntary muscle spasms. Research software, not a certified medical device.",
+        epilog="Exit codes: 0 good, 1 a result that falls short, 2 wrong use or settings.",
+    )
+    commands = p.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = add("demo", run_demo, "closed loop on the simulated body, with a summary at the end")
+    demo.add_argument("--seconds", type=float, default=60.0, help="how long spasms are drawn (default 60)")
+    demo.add_argument("--seed", type=int, default=1, help="which spasms (default 1)")
+    demo.add_argument("--headless", action="store_true", help="no page; print the summary alone")
+    demo.add_argument("--config", default=None, help="settings (default: the demo's own)")
+    demo.add_argument("--sessions", default=None, help="folder for the session (default: as the settings say)")
+    demo.add_argument("--bed", default=None, help="name of the control socket (default demo-PID)")
+
+    run = add("run", run_run, "bedside daemon: listens, guards, records")
+    run.add_argument("config", help="settings file")
+    run.add_argument("--bed", default="bed", help="name of the control socket (default bed)")
+
+    check = add("check", run_check, "say what a settings file means, or everything that is wrong with it")
+    check.add_argument("config", help="settings file")
+
+    simulate = add("simulate", run_simulate, "the simulated body and a virtual stimulator alone, for other tools")
+    simulate.add_argument("--seed", type=int, default=1)
+    simulate.add_argument("--seconds", type=float, default=None, help="end after this long (default: at ^C)")
+    simulate.add_argument("--output", default="simulated", help="folder for the truth and the stimulator's log")
+
+    for name, text in (
+        ("stop", "stop all output now and disarm; with several beds running, all of them"),
+        ("status", "what is going on"),
+        ("trigger", "give the one train prescribed for the button"),
+        ("arm", "allow output, after looking at patient and electrodes"),
+        ("disarm", "high voltage off"),
+        ("clear", "clear a fault after its cause is gone"),
+    ):
+        sub = add(name, run_person, text)
+        sub.set_defaults(do=name)
+        sub.add_argument("--bed", default=None, help="which bed, where several are running")
+        if name == "arm":
+            sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
+        if name == "clear":
+            sub.add_argument("reason", help="why it is safe to go on, in words")
+
+    replay = add("replay", run_replay, "recorded inputs through the very same steps: sessions are compared, other files give detections")
+    replay.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings (NPZ, CSV, MAT, OpenSignals H5)")
+    replay.add_argument("--variable", help="name of the EMG in the file (dots go into structures)")
+    replay.add_argument("--rate", type=float, dest="rate_hz", help="sample rate in Hz, where the file does not say")
+    replay.add_argument("--channels", help="names of the channels, separated by commas")
+    replay.add_argument("--unit", choices=("uV", "mV", "V", "raw"), help="unit of the samples, where the file does not say")
+    replay.add_argument(
+        "--floor", type=float, default=None, help="smaller activity than this is no spasm, in the file's unit after conversion"
+    )
+    replay.add_argument("--threshold", type=float, default=20.0, help="of the CUSUM, nats (default 20)")
+    replay.add_argument("--noise-time", type=float, default=30.0, help="memory of the noise model, s (default 30)")
+    replay.add_argument("--high-pass", type=float, default=80.0, help="Hz (default 80)")
+    replay.add_argument("--off-ratio", type=float, default=1.5, help="active until the envelope is below this many times the noise")
+    replay.add_argument(
+        "--realtime", action="store_true", help="play a file as an LSL stream into a live daemon with the virtual stimulator"
+    )
+
+    doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
+    doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
+    return p
+
+
+def show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+    """Print a result: JSON where asked for, words otherwise."""
+    print(json.dumps(facts) if args.json else text)
+
+
+# --- people's commands: standard library alone ------------------------------------------------------------------------------------
+def run_person(args: argparse.Namespace) -> int:
+    """stop, status, trigger, arm, disarm, clear: ask guard."""
+    names = [args.bed] if args.bed else messages.beds()
+    if not names:
+        raise messages.NoBedError("no bed is running (start one with `calmloop run CONFIG`, or try `calmloop demo`)")
+    answers: dict[str, dict[str, Any]] = {}
+    gone: dict[str, str] = {}
+    if args.do not in ("stop", "status") and len(names) > 1:
+        names = [name for name in names if answers_status(name)]
+        if len(names) != 1:
+            raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
+    for name in names:
+        command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
+        if args.do == "trigger":
+            command["issued_ns"] = monotonic_ns()
+        elif args.do == "arm":
+            command["automatic"] = not args.button_only
+        elif args.do == "clear":
+            command["reason"] = args.reason
+        try:
+            answers[name] = messages.ask(name, command)
+        except messages.NoBedError as error:
+            gone[name] = str(error)
+    if args.do == "status":
+        answers = {name: answer | {"daemon": messages.daemon_status(name)} for name, answer in answers.items()}
+    result = {"ok": bool(answers) and all(a["ok"] for a in answers.values()), "beds": answers, "gone": gone}
+    lines = [f"{name}: {describe(answer)}" for name, answer in answers.items()] + list(gone.values())
+    show(args, result, "\n".join(lines))
+    if not answers or (args.do == "stop" and gone and args.bed):
+        return WRONG
+    return GOOD if result["ok"] else SHORT
+
+
+def answers_status(bed: str) -> bool:
+    """Whether somebody serves this bed."""
+    try:
+        messages.ask(bed, {"do": "status"})
+    except messages.NoBedError:
+        return False
+    return True
+
+
+def describe(answer: dict[str, Any]) -> str:
+    """One bed in words."""
+    state = answer["state"] + (" automatic" if answer["automatic"] else "")
+    words = [f"{state} ({answer['reason']})"]
+    words += [reason for reason in answer["reasons"] if reason != answer["reason"]]
+    if "daemon" in answer:
+        words.append(f"loop {answer['loop']}, {'data ok' if answer['data_ok'] else 'NO DATA'}")
+        words.append(f"{answer['pulses']} pulses, {answer['charge_uc'] / 1000:.2f} mC, {answer['on_time_s']:.1f} s of stimulation")
+        daemon = answer["daemon"]
+        if daemon is None:
+            words.append("daemon: unknown (its report is older than 1 s)")
+        else:
+            words.append(f"session {daemon['session']}, {daemon['recording_bytes'] / 1e6:.1f} MB")
+            refused = [
+                f"{who} {what} {got}" for who, all_got in daemon["realtime"].items() for what, got in all_got.items() if "refused" in got
+            ]
+            words += refused
+            if daemon["last_trigger"]:
+                words.append("last trigger " + ", ".join(f"{k} {v}" for k, v in daemon["last_trigger"].items()))
+    return "\n  ".join(words)
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------------------
+def run_demo(args: argparse.Namespace) -> int:
+    """The closed loop on the simulated body."""
+    from controller import demo
+
+    return demo.command(args)
+
+
+def run_run(args: argparse.Namespace) -> int:
+    """The bedside daemon."""
+    from controller import daemon, settings
+
+    try:
+        config = settings.load(args.config)
+    except settings.SettingsError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    return daemon.Daemon(config, args.bed, daemon.say).run()
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Explain settings."""
+    from controller import settings
+
+    try:
+        config = settings.load(args.config)
+    except settings.SettingsError as error:
+        if args.json:
+            print(json.dumps({"ok": False, "problems": error.problems}))
+        else:
+            print(error, file=sys.stderr)
+        return WRONG
+    show(args, {"ok": True, **settings.summary(config)}, settings.check(args.config))
+    return GOOD
+
+
+def run_simulate(args: argparse.Namespace) -> int:
+    """Body and virtual stimulator alone."""
+    from controller import demo
+
+    return demo.simulate_command(args)
+
+
+def run_replay(args: argparse.Namespace) -> int:
+    """Sessions are compared, other files give detections."""
+    from controller import replay
+
+    return replay.command(args)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Name what is missing."""
+    from controller import doctor
+
+    return doctor.command(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

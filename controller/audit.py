@@ -1,0 +1,64 @@
+"""`audit.sqlite`: what people and machines did, one row each, chained by hash so that an edit or a deletion shows.
+
+SQLite in WAL mode with synchronous=FULL: a row that was reported as written survives a power cut (safety notes 4.3). Written by the
+daemon alone, never by loop or guard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TABLE = """CREATE TABLE IF NOT EXISTS audit (
+    id INTEGER PRIMARY KEY, utc TEXT NOT NULL, monotonic_ns INTEGER NOT NULL,
+    what TEXT NOT NULL, detail TEXT NOT NULL, hash TEXT NOT NULL)"""
+
+
+def _hash(before: str, *fields: object) -> str:
+    return hashlib.sha256(json.dumps([before, *fields]).encode()).hexdigest()
+
+
+class Audit:
+    """The audit of one session."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute(_TABLE)
+        path.chmod(0o600)
+        row = self._db.execute("SELECT hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
+        self._last: str = row[0] if row else ""
+
+    def add(self, monotonic_ns: int, what: str, **detail: Any) -> None:
+        """Append one row; it is on the disk when this returns."""
+        utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        text = json.dumps(detail, default=str)
+        self._last = _hash(self._last, utc, monotonic_ns, what, text)
+        self._db.execute(
+            "INSERT INTO audit (utc, monotonic_ns, what, detail, hash) VALUES (?, ?, ?, ?, ?)", (utc, monotonic_ns, what, text, self._last)
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def first_bad_row(path: Path) -> int | None:
+    """Id of the first row whose hash does not follow from the rows before it; None = the chain holds."""
+    before = ""
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        for i, utc, ns, what, detail, digest in db.execute("SELECT id, utc, monotonic_ns, what, detail, hash FROM audit ORDER BY id"):
+            if _hash(before, utc, ns, what, detail) != digest:
+                return int(i)
+            before = digest
+        return None
+    finally:
+        db.close()

@@ -1,0 +1,338 @@
+"""The bedside process: starts guard and loop, watches over them, records what they do, tells people.
+
+Nothing here is in the way of a sample or a pulse: loop and guard write into rings in shared memory, this process reads them when it gets
+to it. When it dies, guard stops all output and ends (nothing is recorded, so nothing is stimulated), and the loop ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from controller import messages, recording, settings
+from controller.audit import Audit
+from controller.detector import QUALITIES
+from controller.loop import RING_BYTES
+from controller.ring import RingReader, create
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controller.settings import Settings
+
+GUARD_RING_BYTES = 8 << 20
+TURN_S = 0.01
+STATUS_S = 0.25
+MARK_S = 1.0
+END_S = 3.0  # what guard and loop get to end by themselves
+MAX_RESTARTS_A_MINUTE = 5
+RESTART_S = 0.5
+
+
+class Child:
+    """Guard or loop: the process and the ring it writes."""
+
+    def __init__(self, name: str, number: int, module: str, ring_bytes: int, fd: int, fd_option: str, *more: str) -> None:
+        self.name, self.number = name, number
+        ring_fd = create(f"calmloop-{name}", ring_bytes)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, fd_option, str(fd), "--ring", str(ring_fd), *more],
+            pass_fds=(fd, ring_fd),
+            stdin=subprocess.DEVNULL,
+        )
+        self.ring = RingReader(ring_fd)
+        os.close(ring_fd)
+
+    def how_it_ended(self) -> str | None:
+        """None while it runs; else how it ended, in words."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def close(self) -> None:
+        """End it, by force if need be, and let its ring go."""
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Daemon:
+    """One bed, one session.
+
+    Parameters
+    ----------
+    config : Settings
+    bed : str
+        Name of the control socket.
+    tell : callable
+        Takes one line of text for people.
+    """
+
+    def __init__(self, config: Settings, bed: str, tell: Callable[[str], None]) -> None:
+        self.config, self.bed, self.tell = config, bed, tell
+        self.folder = recording.new_folder(Path(config.session.folder), bed)
+        (self.folder / recording.SETTINGS).write_text(config.to_toml())
+        self.recorder = recording.Recorder(self.folder, config)
+        self.audit = Audit(self.folder / recording.AUDIT)
+        self.guard: Child | None = None
+        self.loop: Child | None = None
+        self.link: socket.socket | None = None
+        self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
+        self.guards = self.loops = 0
+        self.exit_code = 0
+        self.ending = ""
+        self.started = time.monotonic()
+        self.status: dict[str, Any] = {
+            "state": "OFF",
+            "reason": "starting",
+            "automatic": False,
+            "cycles": 0,
+            "requests": 0,
+            "trains": 0,
+            "pulses": 0,
+            "refusals": 0,
+            "records_lost": 0,
+            "loop": "starting",
+            "data_ok": False,
+            "sample_age_ms": None,
+            "last_trigger": None,
+            "realtime": {},
+            "rules": {},
+        }
+        self.asked: dict[int, recording.RecordedCycle] = {}
+
+    # --- life ----------------------------------------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Serve until SIGINT or SIGTERM; returns the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        self.note("session", config=self.config.model_dump(mode="json"), bed=self.bed, pid=os.getpid())
+        self.start_guard()
+        self.start_loop()
+        mark_s = status_s = line_s = time.monotonic()
+        try:
+            while not self.ending:
+                self.drain()
+                self.look_after_children()
+                now_s = time.monotonic()
+                if now_s - mark_s >= MARK_S:
+                    mark_s = now_s
+                    self.recorder.mark()
+                if now_s - status_s >= STATUS_S:
+                    status_s = now_s
+                    self.write_status()
+                if now_s - line_s >= STATUS_S and sys.stderr.isatty():
+                    line_s = now_s
+                    self.status_line()
+                time.sleep(TURN_S)
+        except OSError as error:  # disk full, disk gone: what cannot be recorded is not done
+            self.exit_code, self.ending = 1, f"recording failed: {error}"
+            self.tell(self.ending)
+        self.end()
+        return self.exit_code
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self.ending = self.ending or f"{signal.Signals(number).name} received"
+
+    def end(self) -> None:
+        """Stop output, end the children, close the files."""
+        if self.link:
+            try:
+                self.link.send(b"end")
+            except OSError:
+                pass
+        for child in (self.guard, self.loop):
+            if child:
+                child.close()
+        try:
+            self.drain()
+            self.note("end", why=self.ending)
+            self.recorder.close()
+        except OSError as error:
+            self.tell(f"the end of the recording could not be written: {error}")
+        self.audit.close()
+        messages.status_path(self.bed).unlink(missing_ok=True)
+        self.tell(f"{self.ending}: output stopped; session in {self.folder}")
+
+    # --- children ------------------------------------------------------------------------------------------------------------
+    def start_guard(self) -> None:
+        """Start a guard; it comes up with nothing armed."""
+        self.guards += 1
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.guard = Child("guard", self.guards, "controller.guard", GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
+        self.link.send(json.dumps(settings.guard_view(self.config)).encode())
+
+    def start_loop(self) -> None:
+        """Start a loop, if there is anything to hear, and introduce it to guard."""
+        if not self.config.automatic:
+            self.status["loop"] = "not wanted: no rules, the button alone"
+            return
+        assert self.link
+        self.loops += 1
+        self.recorder.loop_number = self.loops
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            path = self.folder / recording.SETTINGS
+            self.loop = Child("loop", self.loops, "controller.loop", RING_BYTES, ours.fileno(), "--guard", "--settings", str(path))
+            socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
+        self.status["loop"] = "starting"
+
+    def look_after_children(self) -> None:
+        """Say how a child ended and start it again; automatic mode then waits for a person."""
+        for child in (self.guard, self.loop):
+            how = child.how_it_ended() if child else None
+            if child is None or how is None:
+                continue
+            self.drain()
+            text = f"{child.name} {how}"
+            self.tell(f"{text}; output has stopped or stops within the lease; a person must arm automatic mode again")
+            self.note("child ended", name=child.name, how=how, number=child.number)
+            if child.process.returncode == 2 and child.number == 1:  # it said what is wrong; trying again would say the same
+                self.exit_code, self.ending = 2, f"{child.name} could not start"
+                return
+            now_s = time.monotonic()
+            if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
+                self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
+                return
+            self.deaths.append(now_s)
+            time.sleep(RESTART_S)
+            if child is self.guard:
+                if self.loop:
+                    self.loop.process.kill()  # it belongs to the old guard
+                    self.loop.close()
+                    self.drain()
+                self.start_guard()
+            self.start_loop()
+            return
+
+    # --- recording -----------------------------------------------------------------------------------------------------------
+    def drain(self) -> None:
+        """Everything that loop and guard have put into their rings, into the files."""
+        if self.loop:
+            cycles = []
+            for kind, payload in self.loop.ring.records():
+                if kind == messages.RING_CYCLE:
+                    cycles.append(recording.unpack_cycle(payload))
+                else:
+                    note = json.loads(payload)
+                    self.status["realtime"]["loop"] = note["realtime"]
+                    self.note("loop ready", **note)
+            if cycles:
+                self.recorder.cycles(cycles)
+                self.see_cycles(cycles)
+        if self.guard:
+            rows = [json.loads(payload) | {"guard": self.guard.number} for _, payload in self.guard.ring.records()]
+            self.recorder.guard(rows)
+            for row in rows:
+                self.see_guard(row)
+        self.status["records_lost"] = sum(child.ring.lost for child in (self.loop, self.guard) if child)
+
+    def see_cycles(self, cycles: list[recording.RecordedCycle]) -> None:
+        """Take over what people want to know of the loop."""
+        last = cycles[-1]
+        s = self.status
+        s["cycles"] += len(cycles)
+        s["loop"] = "alive"
+        s["data_ok"] = bool(last.numbers["data_ok"])
+        s["sample_age_ms"] = round((last.numbers["decided_ns"] * 1e-9 - last.sample_s) * 1e3, 2)
+        names = [rule.name for rule in self.config.rules]
+        s["rules"] = {
+            name: {"active": bool(row[0]), "statistic": row[3], "threshold": row[4], "quality": QUALITIES[int(row[6])]}
+            for name, row in zip(names, last.detections, strict=True)
+        }
+        for cycle in cycles:
+            if cycle.numbers["request"]:
+                s["requests"] += 1
+                self.asked[cycle.numbers["request"]] = cycle
+                self.asked.pop(cycle.numbers["request"] - 100, None)
+
+    def see_guard(self, row: dict[str, Any]) -> None:
+        """Take over guard's verdict; what matters goes into the audit and to the people."""
+        s = self.status
+        if "start_ns" in row:
+            s["realtime"]["guard"] = row["realtime"]
+            self.audit.add(row["start_ns"], "guard started", **{k: v for k, v in row.items() if k != "start_ns"})
+            return
+        event, verdict = row["event"], row["verdict"]
+        s["state"] = verdict["state"]
+        if row.get("written_ns"):
+            s["pulses"] += 1
+            if event["kind"] in ("request", "trigger"):
+                s["trains"] += 1
+                s["last_trigger"] = self.stages(event, row["written_ns"])
+        s["refusals"] += bool(verdict["refused"])
+        if verdict["reasons"]:
+            s["reason"] = verdict["reasons"][-1]
+            self.audit.add(event["now_ns"], event["kind"], event=event, verdict=verdict)
+            at_s = event["now_ns"] * 1e-9 - self.started
+            self.tell(f"{at_s:8.2f} s  {verdict['state']:<11}  {'; '.join(verdict['reasons'])}")
+
+    def stages(self, event: dict[str, Any], written_ns: int) -> dict[str, Any]:
+        """How long the last trigger took on this machine, in ms."""
+        cycle = self.asked.get(event.get("number", 0))
+        out = {"cause": event.get("cause", 0), "guard_ms": round((written_ns - event.get("issued_ns", written_ns)) * 1e-6, 3)}
+        if cycle:
+            out["compute_ms"] = round((cycle.numbers["decided_ns"] - cycle.numbers["received_ns"]) * 1e-6, 3)
+            out["sample_to_pulse_ms"] = round(written_ns * 1e-6 - event.get("sample_ns", 0) * 1e-6, 3)
+        return out
+
+    def note(self, what: str, **detail: Any) -> None:
+        """Write down something the daemon did or saw, in both files."""
+        now_ns = monotonic_ns()
+        self.recorder.note(now_ns * 1e-9, {"what": what, **detail})
+        self.audit.add(now_ns, what, **detail)
+
+    # --- telling -------------------------------------------------------------------------------------------------------------
+    def write_status(self) -> None:
+        """Replace the status file, which `calmloop status` reads."""
+        free_bytes = shutil.disk_usage(self.folder).free
+        facts = self.status | {
+            "written_ns": monotonic_ns(),
+            "pid": os.getpid(),
+            "children": {child.name: child.process.pid for child in (self.guard, self.loop) if child},
+            "bed": self.bed,
+            "session": str(self.folder),
+            "recorded": self.recorder.samples,
+            "recording_bytes": (self.folder / recording.SIGNALS).stat().st_size,
+            "disk_free_bytes": free_bytes,
+            "up_s": round(time.monotonic() - self.started, 1),
+        }
+        path = messages.status_path(self.bed)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(facts))
+        partial.replace(path)
+
+    def status_line(self) -> None:
+        """One line that is drawn over, on a terminal."""
+        s = self.status
+        last = s["last_trigger"]
+        parts = [
+            f"{time.monotonic() - self.started:6.1f} s",
+            f"{s['state']}{' automatic' if s['automatic'] else ''}",
+            f"loop {s['loop']}",
+            "data ok" if s["data_ok"] else "NO DATA",
+            f"trains {s['trains']}  pulses {s['pulses']}  refused {s['refusals']}",
+            f"sample to pulse {last['sample_to_pulse_ms']:.1f} ms" if last and "sample_to_pulse_ms" in last else "",
+            f"recorded {sum(self.recorder.samples.values())}",
+        ]
+        width = shutil.get_terminal_size().columns - 1
+        print("\r\x1b[K" + "  ".join(part for part in parts if part)[:width], end="", file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """A line for people on standard error, over a status line where there is one."""
+    print(("\r\x1b[K" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)

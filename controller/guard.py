@@ -1,0 +1,422 @@
+"""The process that alone holds the stimulator: waits, asks the supervisor, obeys its verdict.
+
+Imports neither numba nor scipy, pylsl or numpy. It trusts nobody: whatever the loop, the daemon or a person sends becomes an event for
+`Supervisor.step`, and `Guard.obey` is the only place in the project where a stimulator's output methods are called. It never waits on
+disk, network or a lock: records go to a ring in shared memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from dataclasses import asdict
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from controller import messages, realtime
+from controller.ring import RingWriter
+from controller.supervisor import Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict, prescription_from
+from drivers import stimulators
+from drivers.base import FEEDBACK_ENDED, FEEDBACK_PULSE, FEEDBACK_REFUSED, DeviceEventKind, DriverError, PulseTrain, Stimulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REOPEN_S = 1.0  # how often a missing stimulator is looked for while OFF
+MAX_CLIENTS = 16
+MAX_MESSAGES_A_TURN = 64  # of the loop, before people are heard again
+EMPTY = Event(Kind.TICK, 0)
+
+
+class Guard:
+    """One bed's guard. `link` leads to the daemon, `control` is the listening socket for people's commands."""
+
+    def __init__(self, stimulator: Stimulator, view: dict[str, Any], link: socket.socket, control: socket.socket, ring: RingWriter) -> None:
+        self.stimulator = stimulator
+        self.trains = view["trains"]
+        self.supervisor = Supervisor(prescription_from(view, stimulator.limits.current_step_ua))
+        self.link, self.control, self.ring = link, control, ring
+        self.loop: socket.socket | None = None
+        self.clients: list[socket.socket] = []
+        self.device_open = False
+        self.next_open_ns = 0
+        self.wake_ns = 0
+        self.done = False
+        self.got: dict[str, str] = {}
+
+    # --- the page to read first ----------------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Serve until the daemon is gone or says so."""
+        while not self.done:
+            ready = self.wait()
+            if self.control in ready:
+                self.accept()
+            for client in [c for c in self.clients if c in ready]:
+                self.hear_person(client)
+            if self.link in ready:
+                self.hear_daemon()
+            if self.device_open and self.stimulator in ready:
+                self.hear_device()
+            if self.loop in ready:
+                self.hear_loop()
+            now = monotonic_ns()
+            if self.wake_ns and now >= self.wake_ns:
+                self.take(Event(Kind.TICK, now))
+            if self.supervisor.state is SafetyState.OFF and now >= self.next_open_ns and not self.done:
+                self.open_device()
+
+    def wait(self) -> list[Any]:
+        """Block until something can be read or the supervisor's or the reopening deadline is due."""
+        sources: list[Any] = [self.control, self.link, *self.clients]
+        if self.loop is not None:
+            sources.append(self.loop)
+        if self.device_open:
+            sources.append(self.stimulator)
+        deadline_ns = self.wake_ns
+        if self.supervisor.state is SafetyState.OFF:
+            deadline_ns = min(deadline_ns or self.next_open_ns, self.next_open_ns)
+        timeout_s = max(0.0, (deadline_ns - monotonic_ns()) * 1e-9) if deadline_ns else None
+        return select.select(sources, [], [], timeout_s)[0]
+
+    def take(self, event: Event) -> Verdict:
+        """One event through the supervisor: verdict, deed, feedback, record."""
+        verdict = self.supervisor.step(event)
+        written_ns, problem = self.obey(verdict)
+        self.wake_ns = verdict.wake_ns
+        self.report(verdict, written_ns)
+        self.record(event, verdict, written_ns)
+        if problem:
+            self.take(Event(Kind.DEVICE_FAULT, monotonic_ns(), text=problem))
+        elif verdict.output is Output.ARM:
+            self.take(Event(Kind.ARMED, monotonic_ns()))
+        return verdict
+
+    def obey(self, verdict: Verdict) -> tuple[int, str]:
+        """Do what the verdict says, and nothing else. The one call site of the stimulator's output methods.
+
+        Returns
+        -------
+        written_ns : int
+            When a pulse had left; 0 = none did.
+        problem : str
+            What went wrong; empty = nothing.
+        """
+        try:
+            match verdict.output:
+                case Output.PULSE:
+                    self.stimulator.trigger(verdict.train, verdict.current_ua)
+                    return monotonic_ns(), ""
+                case Output.STOP:
+                    self.stimulator.stop()
+                case Output.ARM:
+                    self.stimulator.arm()
+                case Output.DISARM:
+                    self.stimulator.disarm()
+        except DriverError as error:
+            return 0, f"{type(error).__name__}: {error}"
+        return 0, ""
+
+    # --- telling -------------------------------------------------------------------------------------------------------------
+    def report(self, verdict: Verdict, written_ns: int) -> None:
+        """Tell the loop about pulses, refusals and ends; a loop that does not read is not waited for."""
+        if self.loop is None:
+            return
+        try:
+            if written_ns:
+                self.loop.send(messages.FEEDBACK.pack(FEEDBACK_PULSE, written_ns, self.supervisor.request))
+            if verdict.refused:
+                self.loop.send(messages.FEEDBACK.pack(FEEDBACK_REFUSED, monotonic_ns(), verdict.refused))
+            if verdict.ended:
+                self.loop.send(messages.FEEDBACK.pack(FEEDBACK_ENDED, monotonic_ns(), verdict.ended))
+        except OSError:
+            pass  # full or gone; the lease and end of file look after the rest
+
+    def record(self, event: Event, verdict: Verdict, written_ns: int) -> None:
+        """Put event and verdict into the ring: together they replay this supervisor."""
+        row: dict[str, Any] = {"event": event_to_dict(event), "verdict": asdict(verdict)}
+        if written_ns:
+            row |= {"written_ns": written_ns, "request": self.supervisor.request}
+        self.ring.put(messages.RING_GUARD, json.dumps(row, separators=(",", ":")).encode())
+
+    # --- hearing -------------------------------------------------------------------------------------------------------------
+    def open_device(self) -> None:
+        """Look for the stimulator; READY when it answered, otherwise again later."""
+        self.next_open_ns = monotonic_ns() + int(REOPEN_S * 1e9)
+        if self.device_open:
+            self.stimulator.close()
+            self.device_open = False
+        try:
+            self.stimulator.open()
+            self.stimulator.prepare([pulse_train(train) for train in self.trains.values()])
+        except DriverError as error:
+            self.stimulator.close()
+            why = f"no stimulator: {error}"
+            if why != self.supervisor.reason:
+                self.take(Event(Kind.READY, monotonic_ns(), text=why))
+            return
+        self.device_open = True
+        self.take(Event(Kind.READY, monotonic_ns(), ok=True, text=f"{self.stimulator.limits.model} found"))
+
+    def hear_device(self) -> None:
+        """Acknowledgements and troubles of the stimulator."""
+        for said in self.stimulator.read_events():
+            kind = Kind.ACK if said.kind is DeviceEventKind.ACK else Kind.DEVICE_FAULT
+            self.take(Event(kind, monotonic_ns(), number=said.number, text="" if kind is Kind.ACK else f"{said.kind.value}: {said.text}"))
+            if said.kind is DeviceEventKind.PORT_LOST:
+                self.device_open = False
+                self.stimulator.close()
+
+    def hear_loop(self) -> None:
+        """Heartbeats and requests; anything else is refused and counted against it."""
+        for _ in range(MAX_MESSAGES_A_TURN):
+            if self.loop is None:
+                return
+            try:
+                data = self.loop.recv(4096)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            now = monotonic_ns()
+            if not data:
+                self.loop.close()
+                self.loop = None
+                self.take(Event(Kind.LOOP_LOST, now))
+                return
+            try:
+                m = messages.unpack_to_guard(data)
+            except struct.error:
+                self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
+                continue
+            if m.kind == messages.HEARTBEAT:
+                self.take(Event(Kind.HEARTBEAT, now, issued_ns=m.issued_ns, sample_ns=m.sample_ns, ok=m.ok == 1))
+            elif m.kind == messages.REQUEST:
+                asked = (m.issued_ns, m.sample_ns, m.number, m.event_id, m.train, m.current_ua, m.duration_us, m.cause)
+                self.take(Event(Kind.REQUEST, now, *asked))
+            else:
+                self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
+
+    def hear_daemon(self) -> None:
+        """A new loop's socket, the wish to end, or the daemon's end."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.link, 4096, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        now = monotonic_ns()
+        if data == b"loop" and fds:
+            if self.loop is not None:
+                self.loop.close()
+                self.take(Event(Kind.LOOP_LOST, now))
+            self.loop = socket.socket(fileno=fds[0])
+            self.loop.setblocking(False)
+            self.take(Event(Kind.LOOP_JOINED, now))
+        elif data == b"end":
+            self.take(Event(Kind.DAEMON_LOST, now, text="session ended"))
+            self.done = True
+        elif not data:
+            self.take(Event(Kind.DAEMON_LOST, now))
+            self.done = True
+            say(f"the daemon is gone: output stopped, not armed; {self.supervisor.pulses_total} pulses were given")
+
+    def accept(self) -> None:
+        """Let a person's command in, if it comes from this user or root."""
+        try:
+            client, _ = self.control.accept()
+        except OSError:
+            return
+        client.setblocking(False)
+        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.getuid()):
+            client.close()
+            return
+        self.clients.append(client)
+        if len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
+            self.clients.pop(0).close()
+
+    def hear_person(self, client: socket.socket) -> None:
+        """One command, one answer. A command that cannot be read is refused with what would be right."""
+        try:
+            data = client.recv(messages.MAX_COMMAND_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            self.clients.remove(client)
+            client.close()
+            return
+        try:
+            command = json.loads(data)
+            answer = self.command(command)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=f"command: {error}"[:200]))
+            answer = {"ok": False, "reasons": list(verdict.reasons)}
+        try:
+            client.send(json.dumps(answer | self.facts()).encode())
+        except OSError:
+            pass
+
+    def command(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a person's command. Raises ValueError naming what would be right."""
+        now = monotonic_ns()
+        do, who = command.get("do"), str(command.get("who", "a person"))[:80]
+        if do == "status":
+            return {"ok": True, "reasons": []}
+        if do == "stop":
+            verdict = self.take(Event(Kind.STOP, now, text=who))
+            return {"ok": True, "reasons": list(verdict.reasons)}
+        if do == "arm":
+            self.take(Event(Kind.ARM, now, ok=command.get("automatic", True) is True, text=who))
+            return {"ok": self.supervisor.state is SafetyState.ARMED, "reasons": [self.supervisor.reason]}
+        if do == "disarm":
+            verdict = self.take(Event(Kind.DISARM, now, text=who))
+            return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
+        if do == "clear":
+            verdict = self.take(Event(Kind.CLEAR, now, text=str(command.get("reason", ""))))
+            return {"ok": self.supervisor.state is not SafetyState.FAULT, "reasons": list(verdict.reasons)}
+        if do == "trigger":
+            issued_ns = command.get("issued_ns")
+            if type(issued_ns) is not int:
+                raise ValueError("trigger needs issued_ns, the host's monotonic clock when it was pressed")
+            p = self.supervisor.prescription
+            t = p.trains[p.manual_train]
+            verdict = self.take(
+                Event(
+                    Kind.TRIGGER,
+                    now,
+                    issued_ns=issued_ns,
+                    train=p.manual_train,
+                    current_ua=t.current_ua,
+                    duration_us=t.duration_us,
+                    cause=Cause.MANUAL,
+                    text=who,
+                )
+            )
+            return {"ok": verdict.delivered, "reasons": list(verdict.reasons)}
+        raise ValueError(f"{do!r} is none of stop, trigger, arm, disarm, clear, status")
+
+    def facts(self) -> dict[str, Any]:
+        """What `calmloop status` shows of guard."""
+        s = self.supervisor
+        now = monotonic_ns()
+        return {
+            "state": s.state.value,
+            "reason": s.reason,
+            "automatic": s.automatic,
+            "loop": "alive" if s.loop_joined and now - s.heartbeat_ns < 10**9 else "silent" if s.loop_joined else "absent",
+            "data_ok": s.data_ok,
+            "pulses": s.pulses_total,
+            "pulses_withheld_late": s.withheld_total,
+            "charge_uc": s.charge_total_nc / 1000,
+            "on_time_s": s.on_time_total_ns / 1e9,
+            "events_last_hour": len(s.events),
+            "stimulator": self.stimulator.status() if self.device_open else "absent",
+            "realtime": self.got,
+            "pid": os.getpid(),
+        }
+
+
+def event_to_dict(event: Event) -> dict[str, Any]:
+    """Only what differs from an empty event: most fields of most events are 0."""
+    return {name: value for name, value in asdict(event).items() if name in ("kind", "now_ns") or value != getattr(EMPTY, name)}
+
+
+def event_from_dict(row: dict[str, Any]) -> Event:
+    """Inverse of `event_to_dict`."""
+    return Event(**(row | {"kind": Kind(row["kind"])}))
+
+
+def pulse_train(train: dict[str, int]) -> PulseTrain:
+    """A prescribed train in the driver's words."""
+    return PulseTrain(
+        channel=train["channel"],
+        current_ma=train["current_ua"] / 1000,
+        phase_width_us=train["phase_width_us"],
+        interphase_gap_us=train["interphase_gap_us"],
+        pulse_rate_hz=train["pulse_rate_mhz"] / 1000,
+        duration_ms=train["duration_us"] // 1000,
+        ramp_up_ms=train["ramp_up_us"] // 1000,
+        taper_ms=train["taper_us"] // 1000,
+    )
+
+
+def listen(path: Path) -> socket.socket:
+    """Take the bed's control socket.
+
+    Raises
+    ------
+    SystemExit
+        Another guard serves this bed.
+    """
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    if path.exists():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(os.fspath(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            except OSError as error:
+                sys.exit(f"guard: cannot tell whether {path} is in use: {error}")
+            else:
+                sys.exit(f"guard: another guard serves this bed already ({path})")
+    control.bind(os.fspath(path))
+    path.chmod(0o600)
+    control.listen(MAX_CLIENTS)
+    return control
+
+
+def say(text: str) -> None:
+    """Last words and start-up troubles go to standard error, never the hot path's."""
+    print(f"guard: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Guard's process: started by the daemon with its link and its ring as inherited file descriptors."""
+    parser = argparse.ArgumentParser(prog="controller.guard")
+    parser.add_argument("--link", type=int, required=True)
+    parser.add_argument("--ring", type=int, required=True)
+    parser.add_argument("--bed", required=True)
+    args = parser.parse_args()
+    # the terminal's ^C goes to everybody; the daemon decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = socket.socket(fileno=args.link)
+    view = json.loads(link.recv(65536))
+    link.setblocking(False)
+    path = messages.control_path(args.bed)
+    control = listen(path)
+    got = realtime.ask(view["priority"], view["cpus"])
+    stimulator = stimulators.load(view["driver"], view["port"])
+    try:
+        guard = Guard(stimulator, view, link, control, RingWriter(args.ring))
+    except ValueError as error:
+        say(f"the prescription is refused: {error}")
+        path.unlink()
+        return 2
+    guard.got = got
+    start = {
+        "start_ns": monotonic_ns(),
+        "view": view,
+        "current_step_ua": stimulator.limits.current_step_ua,
+        "pid": os.getpid(),
+        "realtime": got,
+    }
+    guard.ring.put(messages.RING_GUARD, json.dumps(start).encode())
+    realtime.freeze()
+    try:
+        guard.run()
+    finally:
+        path.unlink(missing_ok=True)
+        stimulator.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

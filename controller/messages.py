@@ -1,0 +1,124 @@
+"""What crosses between processes: fixed binary messages of loop and guard, JSON lines for people's commands, where the sockets are.
+
+Standard library alone; imported by guard and by `calmloop stop`, which must start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import tempfile
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any, NamedTuple
+
+# --- loop -> guard ----------------------------------------------------------------------------------------------------------------
+HEARTBEAT, REQUEST = 1, 2
+_TO_GUARD = struct.Struct("<10q")
+
+
+class ToGuard(NamedTuple):
+    """A heartbeat or a request for one train; fields as in `supervisor.Event`."""
+
+    kind: int
+    issued_ns: int
+    sample_ns: int
+    number: int = 0
+    event_id: int = 0
+    train: int = 0
+    current_ua: int = 0
+    duration_us: int = 0
+    cause: int = 0
+    ok: int = 0
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return _TO_GUARD.pack(*self)
+
+
+def unpack_to_guard(data: bytes) -> ToGuard:
+    """From bytes. Raises `struct.error` where the length is wrong."""
+    return ToGuard(*_TO_GUARD.unpack(data))
+
+
+# --- guard -> loop ----------------------------------------------------------------------------------------------------------------
+FEEDBACK = struct.Struct("<dqq")  # FEEDBACK_* code of drivers.base, host monotonic ns, request number
+
+# --- kinds of ring records --------------------------------------------------------------------------------------------------------
+RING_CYCLE, RING_GUARD, RING_LOOP_NOTE = 1, 2, 3
+
+# --- people's commands ------------------------------------------------------------------------------------------------------------
+MAX_COMMAND_BYTES = 4096
+STATUS_STALE_NS = 1_000_000_000
+
+
+class NoBedError(Exception):
+    """No daemon answers."""
+
+
+def runtime_folder() -> Path:
+    """Where the sockets of this user's beds are: private to the user."""
+    given = os.environ.get("CALMLOOP_RUNTIME_DIR")
+    if given:
+        folder = Path(given)
+    elif os.environ.get("XDG_RUNTIME_DIR"):
+        folder = Path(os.environ["XDG_RUNTIME_DIR"]) / "calmloop"
+    else:
+        folder = Path(tempfile.gettempdir()) / f"calmloop-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise NoBedError(f"{folder} must belong to this user and be writable by nobody else")
+    return folder
+
+
+def control_path(bed: str) -> Path:
+    """Socket of a bed's guard."""
+    return runtime_folder() / f"{bed}.sock"
+
+
+def status_path(bed: str) -> Path:
+    """Status file of a bed's daemon."""
+    return runtime_folder() / f"{bed}.status.json"
+
+
+def beds() -> list[str]:
+    """Names of the beds that have a socket here, whether or not anybody still listens."""
+    return sorted(path.stem for path in runtime_folder().glob("*.sock"))
+
+
+def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, Any]:
+    """Send a person's command to a bed's guard and wait for its answer.
+
+    Raises
+    ------
+    NoBedError
+        Nobody listens, or no answer came in time.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.settimeout(timeout_s)
+        try:
+            s.connect(os.fspath(control_path(bed)))
+            s.send(json.dumps(command).encode())
+            answer = s.recv(65536)
+        except FileNotFoundError:
+            raise NoBedError(f"no bed named {bed!r} is running") from None
+        except ConnectionRefusedError:
+            raise NoBedError(f"the guard of bed {bed!r} is gone (its socket is left over)") from None
+        except (TimeoutError, OSError) as error:
+            raise NoBedError(f"the guard of bed {bed!r} did not answer: {error}") from None
+    if not answer:
+        raise NoBedError(f"the guard of bed {bed!r} closed the connection")
+    reply: dict[str, Any] = json.loads(answer)
+    return reply
+
+
+def daemon_status(bed: str) -> dict[str, Any] | None:
+    """What a bed's daemon last wrote; None where that is older than `STATUS_STALE_NS` or cannot be read."""
+    try:
+        status: dict[str, Any] = json.loads(status_path(bed).read_text())
+    except (OSError, ValueError):
+        return None
+    return status if monotonic_ns() - status["written_ns"] < STATUS_STALE_NS else None

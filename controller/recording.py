@@ -1,0 +1,275 @@
+"""One session = one folder: every input of the loop and of guard, and what they made of it, so that replay gives the same decisions.
+
+`signals.xdf` (see `xdf`), `audit.sqlite` (see `audit`), `settings.toml` (what was in force). This module knows which streams a session
+has, how a cycle travels from loop to daemon, and how to read a session back.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from controller import settings
+from controller.detector import QUALITIES, Detection
+from controller.policy import StimRequest
+from controller.xdf import StreamSpec, XdfWriter, read
+from drivers.base import Chunk, FileFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from controller.loop import Cycle
+    from controller.settings import Settings
+
+SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
+
+# A cycle on its way from loop to daemon: these numbers, then the arrays in the order of `_ARRAYS`.
+CYCLE_FIELDS = (
+    *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
+    *("request", "event_id", "train", "current_ua", "duration_us", "cause"),
+)
+_CYCLE = struct.Struct(f"<{len(CYCLE_FIELDS)}q3d2H")  # and newest sample, onset of the request, spare; channels of EMG and force
+DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")
+FEEDBACK_FIELDS = ("code", "time", "request")
+
+
+def pack_cycle(chunk: Chunk, cycle: Cycle, decided_ns: int) -> bytes:
+    """A chunk and what `Loop.step` made of it, as bytes for the ring."""
+    r = cycle.request
+    asked = (r.number, r.event_id, r.train, r.current_ua, r.duration_us, r.cause) if r else (0,) * 6
+    detections = detections_as_rows(cycle.detections)
+    head = _CYCLE.pack(
+        cycle.index,
+        chunk.received_ns,
+        decided_ns,
+        len(chunk.emg_t_s),
+        len(chunk.force_t_s),
+        len(chunk.feedback),
+        len(detections),
+        cycle.data_ok,
+        *asked,
+        cycle.sample_s,
+        r.onset_s if r else 0.0,
+        0.0,
+        chunk.emg_uv.shape[1],
+        chunk.force.shape[1],
+    )
+    arrays = (chunk.emg_t_s, chunk.emg_uv, chunk.force_t_s, chunk.force, chunk.feedback, detections)
+    return b"".join([head, *(array.tobytes() for array in arrays)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedCycle:
+    """A cycle as it was recorded: its input and the decisions in the form they are compared in."""
+
+    chunk: Chunk
+    numbers: dict[str, int]  # CYCLE_FIELDS
+    sample_s: float
+    onset_s: float
+    detections: NDArray[np.float64]  # (n_rules, len(DETECTION_FIELDS))
+
+    @property
+    def request(self) -> StimRequest | None:
+        """What the loop asked for."""
+        n = self.numbers
+        if not n["request"]:
+            return None
+        return StimRequest(n["request"], n["event_id"], n["train"], n["current_ua"], n["duration_us"], n["cause"], self.onset_s)
+
+
+def unpack_cycle(data: bytes) -> RecordedCycle:
+    """Inverse of `pack_cycle`."""
+    *head, sample_s, onset_s, _, n_emg_channels, n_force_channels = _CYCLE.unpack_from(data)
+    numbers = dict(zip(CYCLE_FIELDS, head, strict=True))
+    values = np.frombuffer(data, np.float64, offset=_CYCLE.size)
+    n_emg, n_force = numbers["n_emg"], numbers["n_force"]
+    shapes = [
+        (n_emg,),
+        (n_emg, n_emg_channels),
+        (n_force,),
+        (n_force, n_force_channels),
+        (numbers["n_feedback"], len(FEEDBACK_FIELDS)),
+        (numbers["n_rules"], len(DETECTION_FIELDS)),
+    ]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    emg_t_s, emg, force_t_s, force, feedback, detections = (
+        part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True)
+    )
+    return RecordedCycle(Chunk(emg, emg_t_s, force, force_t_s, feedback, numbers["received_ns"]), numbers, sample_s, onset_s, detections)
+
+
+def detections_as_rows(detections: tuple[Detection, ...]) -> NDArray[np.float64]:
+    """Detections in the form they are recorded in, (n_rules, 7) float64."""
+    rows = [(d.active, d.onset_s, d.decided_s, d.statistic, d.threshold, d.envelope, QUALITIES.index(d.quality)) for d in detections]
+    return np.array(rows, np.float64).reshape(len(rows), len(DETECTION_FIELDS))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------------
+def new_folder(parent: Path, bed: str) -> Path:
+    """Make the folder of a new session, named by date and bed."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 100):
+        folder = parent / (f"{stamp}_{bed}" if attempt == 1 else f"{stamp}_{bed}_{attempt}")
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        return folder
+    raise FileExistsError(f"cannot make a new session folder in {parent}")
+
+
+class Recorder:
+    """Writes one session's signals. Chunks of many cycles are gathered and written together."""
+
+    def __init__(self, folder: Path, config: Settings) -> None:
+        self.config = config
+        emg_channels = tuple((name, "uV") for name in config.emg.channels) if config.emg else ()
+        force_channels = tuple((name, config.force.unit) for name in config.force.channels) if config.force else ()
+        rules = [rule.name for rule in config.rules]
+        specs = []
+        if config.emg:
+            specs.append(StreamSpec("EMG", "EMG", emg_channels, config.emg.sample_rate_hz, "double64", config.emg.stream_name))
+        if config.force:
+            specs.append(StreamSpec("force", "Force", force_channels, config.force.sample_rate_hz, "double64", config.force.stream_name))
+        specs += [
+            StreamSpec("cycles", "Decisions", tuple((f, "") for f in ("loop", *CYCLE_FIELDS)), 0, "int64", "calmloop loop"),
+            StreamSpec(
+                "detections",
+                "Decisions",
+                (("sample", "s"), ("request onset", "s"), *((f"{rule}: {f}", "") for rule in rules for f in DETECTION_FIELDS)),
+                0,
+                "double64",
+                "calmloop loop",
+            ),
+            StreamSpec("feedback", "Feedback", tuple((f, "") for f in FEEDBACK_FIELDS), 0, "double64", "calmloop guard"),
+            StreamSpec(
+                "pulses",
+                "Stimulation",
+                (("current", "uA"), ("phase width", "us"), ("interphase gap", "us"), ("channel", ""), ("request", "")),
+                0,
+                "int64",
+                "calmloop guard",
+            ),
+            StreamSpec("guard", "Markers", (("event and verdict", "JSON"),), 0, "string", "calmloop guard"),
+            StreamSpec("notes", "Markers", (("note", "JSON"),), 0, "string", "calmloop daemon"),
+        ]
+        self.index = {spec.name: i for i, spec in enumerate(specs)}
+        self.writer = XdfWriter(folder / SIGNALS, specs)
+        self.loop_number = 0
+        self.trains = list(config.trains.values())
+        self.samples = {"emg": 0, "force": 0}
+        self.first_s: dict[str, float] = {}
+        self.last_s: dict[str, float] = {}
+
+    def cycles(self, cycles: list[RecordedCycle]) -> None:
+        """Append cycles with their samples."""
+        if not cycles:
+            return
+        for name, stream in (("emg", "EMG"), ("force", "force")):
+            t_s = np.concatenate([getattr(c.chunk, f"{name}_t_s") for c in cycles])
+            if stream in self.index and len(t_s):
+                self._put(stream, t_s, np.concatenate([c.chunk.emg_uv if name == "emg" else c.chunk.force for c in cycles]))
+                self.samples[name] += len(t_s)
+                self.first_s.setdefault(name, float(t_s[0]))
+                self.last_s[name] = float(t_s[-1])
+        feedback = np.concatenate([c.chunk.feedback for c in cycles])
+        self._put("feedback", feedback[:, 1], feedback)
+        stamps = np.array([c.chunk.received_ns for c in cycles]) * 1e-9
+        self._put("cycles", stamps, np.array([[self.loop_number, *c.numbers.values()] for c in cycles], np.int64))
+        self._put("detections", stamps, np.array([[c.sample_s, c.onset_s, *c.detections.ravel()] for c in cycles]))
+
+    def guard(self, rows: list[dict[str, Any]]) -> None:
+        """Append guard's events with their verdicts, and the pulses among them."""
+        if not rows:
+            return
+        stamps = [row["event"]["now_ns"] * 1e-9 if "event" in row else row["start_ns"] * 1e-9 for row in rows]
+        self._put("guard", stamps, [json.dumps(row, separators=(",", ":")) for row in rows])
+        pulses = [row for row in rows if row.get("written_ns")]
+        values = []
+        for row in pulses:
+            train = self.trains[row["verdict"]["train"]]
+            values.append((row["verdict"]["current_ua"], train.phase_width_us, train.interphase_gap_us, train.channel, row["request"]))
+        if values:
+            self._put("pulses", [row["written_ns"] * 1e-9 for row in pulses], np.array(values, np.int64))
+
+    def note(self, t_s: float, note: dict[str, Any]) -> None:
+        """Append what the daemon has to say: starts, deaths, ends."""
+        self._put("notes", [t_s], [json.dumps(note)])
+
+    def mark(self) -> None:
+        """Once a second: a boundary to resynchronise at, and everything on the disk."""
+        self.writer.boundary()
+        self.writer.sync()
+
+    def close(self) -> None:
+        """Write footers and close. May be called twice."""
+        self.writer.close()
+
+    def _put(self, stream: str, stamps: Any, values: Any) -> None:
+        if len(stamps):
+            self.writer.samples(self.index[stream], np.asarray(stamps, np.float64), values)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session read back."""
+
+    folder: Path
+    config: Settings
+    streams: dict[str, Any]
+
+    def cycles(self) -> Iterator[tuple[int, RecordedCycle]]:
+        """All cycles in order, with the number of the loop process that made them."""
+        numbers = self.streams["cycles"].values
+        detections = self.streams["detections"].values
+        n_rules = len(self.config.rules)
+        at = {"emg": 0, "force": 0, "feedback": 0}
+        # a recording that was torn lacks the samples or the decisions of its last cycles: those cannot be compared
+        for row, decided in zip(numbers, detections, strict=False):
+            n = dict(zip(CYCLE_FIELDS, (int(value) for value in row[1:]), strict=True))
+            emg, emg_t_s = self._slice("EMG", at, "emg", n["n_emg"])
+            force, force_t_s = self._slice("force", at, "force", n["n_force"])
+            feedback, _ = self._slice("feedback", at, "feedback", n["n_feedback"])
+            chunk = Chunk(emg, emg_t_s, force, force_t_s, feedback, n["received_ns"])
+            yield int(row[0]), RecordedCycle(chunk, n, decided[0], decided[1], decided[2:].reshape(n_rules, len(DETECTION_FIELDS)))
+
+    def _slice(self, stream: str, at: dict[str, int], name: str, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if stream not in self.streams:
+            return np.zeros((0, 0)), np.zeros(0)
+        start = at[name]
+        at[name] += n
+        s = self.streams[stream]
+        return np.ascontiguousarray(s.values[start : start + n]), s.stamps_s[start : start + n]
+
+    def guard(self) -> Iterator[dict[str, Any]]:
+        """Guard's rows in order."""
+        for text in self.streams["guard"].values:
+            yield json.loads(text)
+
+
+def load(folder: Path) -> Session:
+    """Read a session.
+
+    Raises
+    ------
+    FileFormatError
+        The folder is not a session, or its files cannot be read; says which.
+    """
+    for name in (SIGNALS, SETTINGS):
+        if not (folder / name).is_file():
+            raise FileFormatError(f"{folder}: is not a session: {name} is missing")
+    try:
+        config = settings.load(folder / SETTINGS)
+    except settings.SettingsError as error:
+        raise FileFormatError(str(error)) from None
+    return Session(folder, config, dict(read(folder / SIGNALS)))

@@ -1,0 +1,321 @@
+"""Recorded inputs through the very same `Loop.step` and `Supervisor.step`.
+
+A session of ours gives back its own decisions, compared field by field; the first cycle that differs is named. Any other recording is
+cut into blocks and gives detections.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from controller import recording, settings
+from controller.guard import event_from_dict
+from controller.loop import Loop
+from controller.recording import DETECTION_FIELDS, detections_as_rows
+from controller.supervisor import Supervisor, prescription_from
+from drivers.base import Chunk, DeviceNotFoundError, DriverError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from controller.settings import Settings
+    from drivers.sources.files import Recording
+
+BLOCK_S = 0.002  # a file is cut into blocks of this length
+MERGE_S = 1.0  # spasms less than this apart are one (raters split and merge most at this scale: Thomas 2014, detection notes 3)
+START_S = 1000.0  # stamps of a file begin here: 0 means "nothing yet" in the loop
+DEFAULT_FLOOR = 5.0  # µV: activity below this is no spasm in any surface EMG
+NO_FORCE = np.zeros((0, 0))
+
+
+@dataclass
+class Result:
+    """What a replay of a session found."""
+
+    session: str
+    cycles: int = 0
+    requests: int = 0
+    guard_events: int = 0
+    pulses: int = 0
+    identical: bool = True
+    first_difference: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def differs(self, **where: Any) -> None:
+        """Keep the first difference."""
+        self.identical = False
+        self.first_difference = self.first_difference or where
+
+
+def replay_session(folder: Path) -> Result:
+    """Replay one session. Raises `FileFormatError` where it cannot be read."""
+    session = recording.load(folder)
+    result = Result(str(folder))
+    _replay_loop(session, result)
+    _replay_guard(session, result)
+    if not result.cycles and session.config.automatic:
+        result.notes.append("the recording holds no cycle of the loop")
+    return result
+
+
+def _replay_loop(session: recording.Session, result: Result) -> None:
+    loop, number = Loop(session.config), 0
+    for loop_number, recorded in session.cycles():
+        if loop_number != number:
+            loop, number = Loop(session.config), loop_number
+        cycle = loop.step(recorded.chunk)
+        result.cycles += 1
+        result.requests += recorded.request is not None
+        if cycle.index != recorded.numbers["index"]:
+            result.differs(loop=number, cycle=cycle.index, field="index", recorded=recorded.numbers["index"], replayed=cycle.index)
+            return  # cycles are missing: nothing after this can be compared
+        rows = detections_as_rows(cycle.detections)
+        if not np.array_equal(rows, recorded.detections, equal_nan=True):
+            rule, column = np.argwhere(~((rows == recorded.detections) | (np.isnan(rows) & np.isnan(recorded.detections))))[0]
+            result.differs(
+                loop=number,
+                cycle=cycle.index,
+                field=f"{cycle.detections[rule].rule}: {DETECTION_FIELDS[column]}",
+                recorded=float(recorded.detections[rule, column]),
+                replayed=float(rows[rule, column]),
+            )
+        for name, was, now in (
+            ("request", recorded.request, cycle.request),
+            ("newest sample", recorded.sample_s, cycle.sample_s),
+            ("data ok", bool(recorded.numbers["data_ok"]), cycle.data_ok),
+        ):
+            if was != now:
+                result.differs(loop=number, cycle=cycle.index, field=name, recorded=repr(was), replayed=repr(now))
+
+
+def _replay_guard(session: recording.Session, result: Result) -> None:
+    supervisor: Supervisor | None = None
+    for i, row in enumerate(session.guard()):
+        if "start_ns" in row:
+            supervisor = Supervisor(prescription_from(row["view"], row["current_step_ua"]))
+            continue
+        if supervisor is None:
+            result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
+            return
+        verdict = asdict(supervisor.step(event_from_dict(row["event"])))
+        verdict["reasons"] = list(verdict["reasons"])
+        result.guard_events += 1
+        result.pulses += verdict["delivered"]
+        for name, was in row["verdict"].items():
+            if verdict[name] != was:
+                result.differs(guard_event=i, event=row["event"], field=name, recorded=was, replayed=verdict[name])
+
+
+# --- other recordings -------------------------------------------------------------------------------------------------------------
+def settings_for(rec: Recording, floor_uv: float, threshold: float, noise_time_s: float, high_pass_hz: float, off_ratio: float) -> Settings:
+    """Settings that listen to every EMG channel of a recording as one muscle.
+
+    Raises
+    ------
+    SettingsError
+        A figure is out of range.
+    """
+    channels = ", ".join(f'"{name}"' for name in rec.channels)
+    return settings.parse(
+        f"""
+[emg]
+stream_name = "calmloop replay"
+sample_rate_hz = {rec.sample_rate_hz!r}
+channels = [{channels}]
+unit = "uV"
+[[emg_rules]]
+name = "all channels"
+channels = [{channels}]
+train = "none"
+high_pass_hz = {high_pass_hz!r}
+threshold = {threshold!r}
+floor_uv = {floor_uv!r}
+noise_time_s = {noise_time_s!r}
+off_ratio = {off_ratio!r}
+{_NO_STIMULATION}""",
+        "replay",
+    )
+
+
+_NO_STIMULATION = """
+[trains.none]
+channel = 1
+current_ma = 1.0
+phase_width_us = 100
+interphase_gap_us = 100
+pulse_rate_hz = 50.0
+duration_ms = 500
+ramp_up_ms = 0
+taper_ms = 0
+[prescription]
+author = "replay: nothing is stimulated"
+manual_train = "none"
+electrode_area_cm2 = 25.0
+max_current_ma = 1.0
+max_charge_per_phase_uc = 1.0
+look_dead_ms = 20
+look_ms = 100
+max_event_s = 10.0
+refractory_s = 3.0
+max_on_time_s_in_60_s = 20.0
+max_duty_percent_in_5_min = 25.0
+max_events_in_10_min = 30
+max_automatic_events_in_1_h = 60
+arming_expires_min = 30.0
+[stimulator]
+driver = "rehamove3"
+port = "none"
+"""
+
+
+def chunks(rec: Recording) -> Iterator[Chunk]:
+    """A recording as the chunks of a live loop."""
+    n, step = len(rec.emg), max(1, round(BLOCK_S * rec.sample_rate_hz))
+    for start in range(0, n, step):
+        stop = min(n, start + step)
+        t_s = START_S + np.arange(start, stop) / rec.sample_rate_hz
+        yield Chunk(np.ascontiguousarray(rec.emg[start:stop]), t_s, NO_FORCE, np.zeros(0), np.zeros((0, 3)), round((t_s[-1] + 0.001) * 1e9))
+
+
+def detect(rec: Recording, config: Settings) -> list[dict[str, float]]:
+    """Spasms of a recording: onset, decision, offset in s from its start, those less than `MERGE_S` apart joined."""
+    loop = Loop(config)
+    spasms: list[dict[str, float]] = []
+    was_active = False
+    now_s = 0.0
+    for chunk in chunks(rec):
+        detection = loop.step(chunk).detections[0]
+        now_s = float(chunk.emg_t_s[-1]) - START_S
+        if detection.active and not was_active:
+            onset_s, decided_s = detection.onset_s - START_S, detection.decided_s - START_S
+            if spasms and onset_s - spasms[-1]["offset_s"] < MERGE_S:
+                spasms[-1]["parts"] += 1
+            else:
+                spasms.append({"onset_s": onset_s, "decided_s": decided_s, "offset_s": now_s, "peak_uv": 0.0, "parts": 1})
+        if detection.active:
+            spasms[-1]["offset_s"] = now_s
+            spasms[-1]["peak_uv"] = max(spasms[-1]["peak_uv"], detection.envelope)
+        was_active = detection.active
+    return spasms
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------
+def command(args: argparse.Namespace) -> int:
+    """`calmloop replay FILE...`; 0 = all sessions identical and all files read, 1 = a difference, 2 = something cannot be read."""
+    results: list[dict[str, Any]] = []
+    code = 0
+    for name in args.files:
+        path = Path(name)
+        try:
+            if path.is_dir() or path.name == recording.SIGNALS:
+                result = _session_command(path if path.is_dir() else path.parent, args)
+            elif args.realtime:
+                result = _play(path, args)
+            else:
+                result = _file_command(path, args)
+        except (DriverError, settings.SettingsError) as error:
+            print(error, file=sys.stderr)
+            results.append({"file": name, "error": str(error)})
+            code = 2
+            continue
+        results.append(result)
+        code = max(code, 0 if result.get("identical", True) else 1)
+    if args.json:
+        print(json.dumps(results[0] if len(results) == 1 else results))
+    return code
+
+
+def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    result = replay_session(folder)
+    if not args.json:
+        print(f"{folder}: {result.cycles} cycles, {result.requests} requests, {result.guard_events} guard events, {result.pulses} pulses")
+        print("  identical decisions" if result.identical else f"  FIRST DIFFERENCE: {json.dumps(result.first_difference)}")
+        for note in result.notes:
+            print("  " + note)
+    return asdict(result)
+
+
+def _load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
+    from drivers.sources import files
+
+    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
+    if args.channels:
+        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
+    rec = files.load(path, **options)
+    floor = DEFAULT_FLOOR if args.floor is None else args.floor
+    return rec, settings_for(rec, floor, args.threshold, args.noise_time, args.high_pass, args.off_ratio), options
+
+
+def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    rec, config, _ = _load_file(path, args)
+    spasms = detect(rec, config)
+    rule = config.emg_rules[0].model_dump(mode="json")
+    seconds = len(rec.emg) / rec.sample_rate_hz
+    if not args.json:
+        print(f"{path}: {len(rec.channels)} channels ({rec.unit}), {rec.sample_rate_hz:g} Hz, {seconds:.1f} s")
+        for note in rec.notes:
+            print("  note: " + note)
+        print("  settings: " + ", ".join(f"{key} {value}" for key, value in rule.items() if key not in ("name", "train")))
+        for i, s in enumerate(spasms, 1):
+            parts = f"  ({s['parts']:.0f} parts)" if s["parts"] > 1 else ""
+            print(
+                f"  {i:3d}  onset {s['onset_s']:9.3f} s  decided {s['decided_s']:9.3f} s  offset {s['offset_s']:9.3f} s"
+                f"  peak {s['peak_uv']:8.1f}{parts}"
+            )
+        print(f"  {len(spasms)} detections")
+    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": rec.notes, "detections": spasms}
+
+
+def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Play a file into a live daemon with the virtual stimulator; the daemon's session can then be replayed."""
+    from controller import demo
+
+    rec, config, options = _load_file(path, args)
+    bed = f"replay-{os.getpid()}"
+    with tempfile.TemporaryDirectory(prefix="calmloop-replay-") as work_name:
+        work = Path(work_name)
+        source = ["drivers.simulated.player", str(path), "--options", json.dumps(options), "--source-id", f"calmloop-{bed}"]
+        try:
+            bench = demo.Bench(work, source, "the player")
+        except demo.DemoError as error:
+            raise DeviceNotFoundError(str(error)) from None
+        daemon = demo.LiveDaemon(demo.pointed_at(config, bench.port, f"calmloop-{bed}"), bed, work, args.json)
+        try:
+            daemon.wait_until_listening()
+            bench.source.send("go")
+            bench.source.line("began")
+            armed, end = False, time.monotonic() + len(rec.emg) / rec.sample_rate_hz
+            while time.monotonic() < end and bench.source.popen.poll() is None:
+                daemon.check()
+                status = daemon.status()
+                if not armed and status and status["data_ok"]:
+                    daemon.arm()
+                    armed = True
+                time.sleep(0.1)
+            last = daemon.status() or {}
+        except demo.DemoError as error:
+            raise DeviceNotFoundError(str(error)) from None
+        finally:
+            daemon.end()
+            bench.close()
+        log = [json.loads(line) for line in (work / "stimulator.jsonl").read_text().splitlines()]
+    facts = {
+        "file": str(path),
+        "armed": armed,
+        "session": last.get("session"),
+        "trains": last.get("trains"),
+        "stimulator": log[-1].get("summary"),
+    }
+    if not args.json:
+        print(json.dumps(facts, indent=1))
+    return facts

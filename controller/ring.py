@@ -1,0 +1,114 @@
+"""A ring of records in shared memory: one process writes, another reads, and the writer never waits.
+
+The writer of a stalled reader goes on and overwrites; the reader notices and counts what it lost. The memory outlives a writer that is
+killed, so its last words can still be read. Standard library alone (guard uses it).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEADER_BYTES = 64
+_RECORD = struct.Struct("<IIQ")  # payload length, kind, sequence number
+
+
+def create(name: str, capacity_bytes: int) -> int:
+    """Make the memory; returns its file descriptor, which children may inherit."""
+    fd = os.memfd_create(name)
+    os.ftruncate(fd, HEADER_BYTES + capacity_bytes)
+    return fd
+
+
+class _Ring:
+    def __init__(self, fd: int) -> None:
+        size = os.fstat(fd).st_size
+        self._map = mmap.mmap(fd, size)
+        view = memoryview(self._map)
+        self._head = view[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
+        self._data = view[HEADER_BYTES:]
+        self.capacity_bytes = size - HEADER_BYTES
+        self._view = view
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._head.release()
+        self._data.release()
+        self._view.release()
+        self._map.close()
+
+
+class RingWriter(_Ring):
+    """The writing end. `put` copies and publishes; it never blocks."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._at = self._head[0]
+        self._number = 0
+
+    def put(self, kind: int, payload: bytes) -> None:
+        """Append a record.
+
+        Raises
+        ------
+        ValueError
+            The record is larger than a quarter of the ring.
+        """
+        if len(payload) * 4 > self.capacity_bytes:
+            raise ValueError(f"a record of {len(payload)} bytes is too large for a ring of {self.capacity_bytes} bytes")
+        self._number += 1
+        at = self._copy(self._at, _RECORD.pack(len(payload), kind, self._number))
+        self._at = self._copy(at, payload)
+        self._head[0] = self._at
+
+    def _copy(self, at: int, data: bytes) -> int:
+        start = at % self.capacity_bytes
+        first = min(len(data), self.capacity_bytes - start)
+        self._data[start : start + first] = data[:first]
+        if first < len(data):
+            self._data[: len(data) - first] = data[first:]
+        return at + len(data)
+
+
+class RingReader(_Ring):
+    """The reading end. `lost` counts the records that were overwritten before they were read."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._at = 0
+        self._number = 0
+        self.lost = 0
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """All records that are there now, as (kind, payload)."""
+        while True:
+            head = self._head[0]
+            if self._at == head:
+                return
+            if head - self._at > self.capacity_bytes:
+                self._resync()
+                continue
+            length, kind, number = _RECORD.unpack(self._read(self._at, _RECORD.size))
+            payload = self._read(self._at + _RECORD.size, length) if length * 4 <= self.capacity_bytes else b""
+            # the writer may have lapped us while we copied; leave it room for one record in flight
+            if self._head[0] - self._at > self.capacity_bytes * 3 // 4:
+                self._resync()
+                continue
+            self._at += _RECORD.size + length
+            self.lost += number - self._number - 1
+            self._number = number
+            yield kind, payload
+
+    def _resync(self) -> None:
+        # record boundaries behind the head are unknown: start over at the head; the next number tells how many went
+        self._at = self._head[0]
+
+    def _read(self, at: int, n: int) -> bytes:
+        start = at % self.capacity_bytes
+        first = min(n, self.capacity_bytes - start)
+        return bytes(self._data[start : start + first]) + bytes(self._data[: n - first])

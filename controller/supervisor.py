@@ -1,0 +1,683 @@
+"""Whether output may happen: states, limits, dose, reasons. `Supervisor.step(event) -> Verdict` is the whole of it.
+
+Pure: no clock, no input or output, no settings file; time enters with each event. Integers only (ns, µA, µs, nC, mm²). Imports the
+standard library and `drivers.base` alone. Checks refuse with a reason, they never clip. Disabling is looked at first. What guard does
+on the wire is exactly `Verdict.output`, nothing else.
+
+The figures of `HARD` are proposed and need a clinician's signature; a prescription can only be tighter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from enum import IntEnum, StrEnum
+from typing import Any
+
+MS = 1_000_000
+S = 1_000_000_000
+MINUTE = 60 * S
+
+
+@dataclass(frozen=True, slots=True)
+class HardLimits:
+    """What no setting can raise (design table "Hard limits"; proposed, needs a clinician's signature)."""
+
+    max_current_ua: int = 60_000
+    min_phase_width_us: int = 20
+    max_phase_width_us: int = 1_000
+    min_pulse_rate_mhz: int = 1_000
+    max_pulse_rate_mhz: int = 100_000
+    min_pulse_spacing_ns: int = 10 * MS  # of pulses at the electrode, whatever happened in between
+    max_charge_nc: int = 30_000
+    max_rms_density_ua_per_mm2: int = 20  # 2 mA/cm²: the flag of IEC 60601-2-10
+    max_power_density_w_per_m2: int = 2_500  # 0.25 W/cm²: FDA guidance on powered muscle stimulators, 1999
+    max_pulse_energy_uj: int = 300_000  # 300 mJ into 500 ohm: IEC 60601-2-10
+    max_train_us: int = 2_000_000  # without a look
+    min_look_dead_ns: int = 20 * MS
+    min_look_ns: int = 100 * MS
+    max_event_ns: int = 10 * S
+    min_refractory_ns: int = 1 * S
+    max_on_time_60s_ns: int = 20 * S
+    max_duty_5min_ns: int = 75 * S  # 25 %
+    max_events_10min: int = 30
+    max_auto_events_1h: int = 60
+    max_arming_expires_ns: int = 30 * MINUTE
+
+
+HARD = HardLimits()
+LOAD_OHM = 500  # the load of the standards' figures
+LEASE_NS = 200 * MS  # automatic output lives this long beyond the loop's last proof of life (E4)
+MAX_TRIGGER_AGE_NS = 250 * MS  # an older trigger is dropped (C7)
+ACK_TIMEOUT_NS = 100 * MS  # no answer for this long: fault, and what was sent counts as delivered (E1)
+MAX_REASON_CHARS = 300
+LOCKOUT_WORDS = "a person must arm again"
+
+
+class SafetyState(StrEnum):
+    """Where guard is. Output happens in STIMULATING alone."""
+
+    OFF = "OFF"  # no stimulator
+    IDLE = "IDLE"  # stimulator identified, high voltage off
+    ARMED = "ARMED"
+    STIMULATING = "STIMULATING"
+    LOCKOUT = "LOCKOUT"  # a dose limit that asks for a person
+    FAULT = "FAULT"  # latched until a person clears it
+
+
+class Kind(StrEnum):
+    """What can happen to guard."""
+
+    READY = "ready"  # the stimulator answered and was prepared (ok), or did not (text says why)
+    ARM = "arm"
+    ARMED = "armed"  # the stimulator confirmed
+    DISARM = "disarm"
+    STOP = "stop"
+    CLEAR = "clear"
+    TRIGGER = "trigger"  # a person asks for one train
+    REQUEST = "request"  # the loop asks for one train
+    HEARTBEAT = "heartbeat"
+    LOOP_JOINED = "loop joined"
+    LOOP_LOST = "loop lost"
+    DAEMON_LOST = "daemon lost"
+    ACK = "ack"
+    DEVICE_FAULT = "device fault"
+    BAD_INPUT = "bad input"
+    TICK = "tick"
+
+
+class Cause(IntEnum):
+    """Why a train was asked for."""
+
+    EMG = 1
+    FORCE = 2
+    MANUAL = 3
+
+
+class Output(StrEnum):
+    """What guard is to do on the wire."""
+
+    NONE = "none"
+    PULSE = "pulse"
+    STOP = "stop"
+    ARM = "arm"
+    DISARM = "disarm"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One input of the supervisor. Fields that a kind does not use stay 0.
+
+    Attributes
+    ----------
+    now_ns : int
+        Host monotonic clock when guard took it up.
+    issued_ns : int
+        When the loop decided, or the person pressed.
+    sample_ns : int
+        Stamp of the newest sample behind a request.
+    number : int
+        Request number of the loop (strictly increasing), or packet number of an acknowledgement.
+    event_id : int
+        The spasm that a request belongs to.
+    ok : bool
+        READY: the stimulator is there. HEARTBEAT: data are arriving. ARM: automatic mode is wanted too.
+    """
+
+    kind: Kind
+    now_ns: int
+    issued_ns: int = 0
+    sample_ns: int = 0
+    number: int = 0
+    event_id: int = 0
+    train: int = 0
+    current_ua: int = 0
+    duration_us: int = 0
+    cause: int = 0
+    ok: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from one event.
+
+    Attributes
+    ----------
+    delivered : bool
+        A pulse is to leave now.
+    reasons : tuple of str
+        Why something was refused, ended or changed; empty when nothing needs saying.
+    wake_ns : int
+        When the supervisor wants a TICK at the latest; 0 = whenever.
+    refused, ended : int
+        Number of the request that was refused, or whose train is over; 0 = none. -1 stands for a person's train.
+    """
+
+    delivered: bool
+    state: SafetyState
+    reasons: tuple[str, ...]
+    output: Output
+    train: int
+    current_ua: int
+    wake_ns: int
+    refused: int
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """A prescribed train in integers."""
+
+    name: str
+    channel: int
+    current_ua: int
+    phase_width_us: int
+    interphase_gap_us: int
+    pulse_rate_mhz: int
+    duration_us: int
+    ramp_up_us: int
+    taper_us: int
+
+    @property
+    def period_ns(self) -> int:
+        """From pulse to pulse."""
+        return 10**12 // self.pulse_rate_mhz
+
+    @property
+    def pulse_ns(self) -> int:
+        """From the start of the first phase to the end of the second."""
+        return (2 * self.phase_width_us + self.interphase_gap_us) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Prescription:
+    """What the clinician allows, as guard received it. `check_prescription` compares it with `HARD`."""
+
+    trains: tuple[Train, ...]
+    manual_train: int
+    electrode_area_mm2: int
+    max_current_ua: int
+    max_charge_nc: int
+    look_dead_ns: int
+    look_ns: int
+    max_event_ns: int
+    refractory_ns: int
+    max_on_time_60s_ns: int
+    max_duty_5min_ns: int
+    max_events_10min: int
+    max_auto_events_1h: int
+    arming_expires_ns: int
+    max_sample_age_ns: int
+    current_step_ua: int
+
+
+def prescription_from(view: dict[str, Any], current_step_ua: int) -> Prescription:
+    """Build a prescription from the daemon's plain dictionary and check it; a wrong one never reaches the supervisor.
+
+    Raises
+    ------
+    ValueError
+        Names every value that is missing, of the wrong type or outside `HARD`.
+    """
+    trains = tuple(Train(name, **values) for name, values in view["trains"].items())
+    numbers = {f.name: view[f.name] for f in fields(Prescription) if f.name not in ("trains", "manual_train", "current_step_ua")}
+    names = [train.name for train in trains]
+    if view["manual_train"] not in names:
+        raise ValueError(f"manual_train {view['manual_train']!r} is none of {names}")
+    prescription = Prescription(trains, names.index(view["manual_train"]), current_step_ua=current_step_ua, **numbers)
+    wrong = check_prescription(prescription)
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return prescription
+
+
+def check_prescription(p: Prescription) -> list[str]:
+    """Compare a prescription with the hard limits, on guard's own account; returns what is wrong."""
+    wrong: list[str] = []
+
+    def within(name: str, value: object, low: int, high: int) -> None:
+        if type(value) is not int or not low <= value <= high:
+            wrong.append(f"{name} = {value!r} must be a whole number from {low} to {high}")
+
+    within("electrode_area_mm2", p.electrode_area_mm2, 1, 100_000)
+    within("max_current_ua", p.max_current_ua, 0, HARD.max_current_ua)
+    within("max_charge_nc", p.max_charge_nc, 0, HARD.max_charge_nc)
+    within("look_dead_ns", p.look_dead_ns, HARD.min_look_dead_ns, S)
+    within("look_ns", p.look_ns, HARD.min_look_ns, S)
+    within("max_event_ns", p.max_event_ns, 0, HARD.max_event_ns)
+    within("refractory_ns", p.refractory_ns, HARD.min_refractory_ns, 24 * 60 * MINUTE)
+    within("max_on_time_60s_ns", p.max_on_time_60s_ns, 0, HARD.max_on_time_60s_ns)
+    within("max_duty_5min_ns", p.max_duty_5min_ns, 0, HARD.max_duty_5min_ns)
+    within("max_events_10min", p.max_events_10min, 0, HARD.max_events_10min)
+    within("max_auto_events_1h", p.max_auto_events_1h, 0, HARD.max_auto_events_1h)
+    within("arming_expires_ns", p.arming_expires_ns, S, HARD.max_arming_expires_ns)
+    within("max_sample_age_ns", p.max_sample_age_ns, MS, MAX_TRIGGER_AGE_NS)
+    within("current_step_ua", p.current_step_ua, 1, HARD.max_current_ua)
+    if wrong:
+        return wrong
+    for t in p.trains:
+        where = f"train {t.name}: "
+        before = len(wrong)
+        within(where + "current_ua", t.current_ua, p.current_step_ua, p.max_current_ua)
+        within(where + "phase_width_us", t.phase_width_us, HARD.min_phase_width_us, HARD.max_phase_width_us)
+        within(where + "interphase_gap_us", t.interphase_gap_us, 0, HARD.max_phase_width_us)
+        within(where + "pulse_rate_mhz", t.pulse_rate_mhz, HARD.min_pulse_rate_mhz, HARD.max_pulse_rate_mhz)
+        within(where + "duration_us", t.duration_us, 1, HARD.max_train_us)
+        within(where + "ramp_up_us", t.ramp_up_us, 0, HARD.max_train_us)
+        within(where + "taper_us", t.taper_us, 0, HARD.max_train_us)
+        if len(wrong) > before:
+            continue
+        if t.current_ua % p.current_step_ua:
+            wrong.append(f"{where}current_ua = {t.current_ua} is no multiple of the stimulator's step of {p.current_step_ua} uA")
+        if t.ramp_up_us + t.taper_us > t.duration_us:
+            wrong.append(f"{where}ramp and taper are longer than the train")
+        wrong += [where + reason for reason in pulse_reasons(t, t.current_ua, p)]
+    return wrong
+
+
+def pulse_reasons(t: Train, current_ua: int, p: Prescription) -> list[str]:
+    """Why a pulse of this train at this current may not leave; empty = it may.
+
+    Charge Q = I w; rms density sqrt(2 w f) I / A; power density I_rms² R / A; energy 2 I² R w (physiology notes, section 4: IEC
+    60601-2-10 and FDA 1999), all in integers by comparing squares.
+    """
+    reasons = []
+    if not 0 < current_ua <= min(p.max_current_ua, t.current_ua, HARD.max_current_ua):
+        reasons.append(f"current {current_ua} uA is above the {min(p.max_current_ua, t.current_ua)} uA prescribed, or not above 0")
+    if current_ua * t.phase_width_us > min(p.max_charge_nc, HARD.max_charge_nc) * 1000:
+        reasons.append(
+            f"charge {current_ua * t.phase_width_us // 1000} nC per phase is above {min(p.max_charge_nc, HARD.max_charge_nc)} nC"
+        )
+    # I_rms² in uA² times 10^9: w in us, f in mHz
+    square = current_ua**2 * 2 * t.phase_width_us * t.pulse_rate_mhz
+    if square > (HARD.max_rms_density_ua_per_mm2 * p.electrode_area_mm2) ** 2 * 10**9:
+        reasons.append(f"rms density is above {HARD.max_rms_density_ua_per_mm2 / 10} mA/cm2 on {p.electrode_area_mm2 / 100} cm2")
+    # I_rms² R / A in W/m²: 10^-12 A² per uA², 10^-6 m² per mm²
+    if square * LOAD_OHM >= HARD.max_power_density_w_per_m2 * p.electrode_area_mm2 * 10**15:
+        reasons.append(f"power density is not below {HARD.max_power_density_w_per_m2 / 10_000} W/cm2")
+    if current_ua**2 * LOAD_OHM * 2 * t.phase_width_us > HARD.max_pulse_energy_uj * 10**12:
+        reasons.append(f"energy of a pulse is above {HARD.max_pulse_energy_uj // 1000} mJ")
+    return reasons
+
+
+def pulse_currents(t: Train, current_ua: int, duration_us: int, step_ua: int) -> tuple[int, ...]:
+    """Currents of the pulses of a train, µA: linear ramp, plateau, linear taper, each rounded down to the stimulator's step.
+
+    The first pulse of a ramp has a period's worth of it, the last of a taper too; none is below one step.
+    """
+    period_us = t.period_ns // 1000
+    currents = []
+    for k in range(max(1, -(-duration_us // period_us))):
+        start_us = k * period_us
+        part = current_ua
+        if t.ramp_up_us and start_us + period_us < t.ramp_up_us:
+            part = min(part, current_ua * (start_us + period_us) // t.ramp_up_us)
+        if t.taper_us and duration_us - start_us < t.taper_us:
+            part = min(part, current_ua * (duration_us - start_us) // t.taper_us)
+        currents.append(max(step_ua, part // step_ua * step_ua))
+    return tuple(currents)
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """The state that decides, and `step`, which moves it. Plain integers and tuples: a shallow copy is a whole copy."""
+
+    prescription: Prescription
+    state: SafetyState = SafetyState.OFF
+    reason: str = "no stimulator yet"
+    automatic: bool = False  # a person armed automatic mode, for the loop that was alive then
+    arming: bool = False
+    want_automatic: bool = False
+    person_ns: int = 0  # last act of a person
+    armed_ns: int = 0
+    # the loop
+    loop_joined: bool = False
+    heartbeat_ns: int = 0
+    data_ok: bool = False
+    last_number: int = 0
+    # the running train
+    train: int = 0
+    request: int = 0
+    cause: int = 0
+    currents: tuple[int, ...] = ()
+    train_start_ns: int = 0
+    pulse: int = 0  # index of the next pulse
+    pulse_due_ns: int = 0
+    # the wire
+    last_pulse_ns: int = 0
+    last_done_ns: int = 0  # when the last pulse was surely over
+    outstanding: bool = False
+    # the dose
+    event_id: int = 0
+    event_cause: int = 0
+    event_on_ns: int = 0
+    event_end_ns: int = -MINUTE
+    trains: tuple[tuple[int, int], ...] = ()  # (start, end) of the last 5 min
+    events: tuple[tuple[int, bool], ...] = ()  # (start, automatic) of the last hour
+    pulses_total: int = 0
+    charge_total_nc: int = 0
+    on_time_total_ns: int = 0
+    withheld_total: int = 0
+    _said: list[str] = field(default_factory=list)
+
+    # --- the step ------------------------------------------------------------------------------------------------------------
+    def step(self, event: Event) -> Verdict:
+        """Take one event, give the verdict. Never raises on any event of the right types."""
+        self._said = []
+        output, refused, ended = Output.NONE, 0, 0
+        current_ua = 0
+        kind, now = event.kind, event.now_ns
+
+        # what takes output away comes first, in order of severity
+        if kind is Kind.DEVICE_FAULT:
+            ended = self._fault(event.text, now)
+            output = Output.STOP
+        elif kind is Kind.STOP:
+            ended = self._end("stopped: " + event.text, now)
+            output = Output.STOP
+            self.outstanding = False  # the box drops its queue with the stop: an answer need not come
+            self.person_ns = now
+            if self.state not in (SafetyState.OFF, SafetyState.FAULT):
+                self._to(SafetyState.IDLE, "stopped: " + event.text)
+        elif kind is Kind.DAEMON_LOST:
+            ended = self._end("daemon lost", now)
+            output = Output.STOP
+            self._to(SafetyState.OFF, "daemon lost: nothing is recorded, so nothing is stimulated")
+        elif kind is Kind.LOOP_LOST:
+            self.loop_joined = self.data_ok = False
+            if self.request > 0:
+                ended = self._end("loop lost", now)
+            if self.automatic:
+                self.automatic = False
+                self._say("automatic mode off: loop lost; a person must arm it again")
+        elif kind is Kind.DISARM:
+            ended = self._end("disarmed: " + event.text, now)
+            self.outstanding = False
+            self.person_ns = now
+            if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
+                output = Output.DISARM
+                self._to(SafetyState.IDLE, "disarmed: " + event.text)
+        elif self.outstanding and kind is not Kind.ACK and now - self.last_pulse_ns > ACK_TIMEOUT_NS:
+            ended = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered", now)
+            output = Output.STOP
+            if kind in (Kind.REQUEST, Kind.TRIGGER):
+                refused = self._refuse(event, ["fault"])
+        elif kind is Kind.ACK:
+            if self.outstanding:
+                self.outstanding = False
+                self.last_done_ns = now
+        elif kind is Kind.HEARTBEAT:
+            self.heartbeat_ns, self.data_ok = now, event.ok
+        elif kind is Kind.LOOP_JOINED:
+            self.loop_joined, self.automatic, self.data_ok, self.last_number = True, False, False, 0
+        elif kind is Kind.READY:
+            if self.state is SafetyState.OFF and event.ok:
+                self._to(SafetyState.IDLE, "not armed: " + event.text)
+            elif self.state is SafetyState.OFF:
+                self._to(SafetyState.OFF, event.text)
+        elif kind is Kind.CLEAR:
+            self._clear(event)
+        elif kind is Kind.ARM:
+            output = self._arm(event)
+        elif kind is Kind.ARMED:
+            output = self._armed(event)
+        elif kind in (Kind.REQUEST, Kind.TRIGGER):
+            reasons = self._reasons(event)
+            if reasons:
+                refused = self._refuse(event, reasons)
+            else:
+                self._begin(event)
+        elif kind is Kind.BAD_INPUT:
+            self._say("refused: " + event.text)
+
+        if output is Output.NONE and self.state is SafetyState.STIMULATING:
+            cut = self._cut(now)
+            if cut:
+                ended = self._end(cut, now)
+            else:
+                current_ua, ended = self._due(now)
+                output = Output.PULSE if current_ua else Output.NONE
+        if output is Output.NONE and self.state in (SafetyState.ARMED, SafetyState.LOCKOUT) and self._expired(now):
+            self._to(SafetyState.IDLE, "arming expired: no person for " + f"{self.prescription.arming_expires_ns // MINUTE} min")
+            output = Output.DISARM
+        return Verdict(
+            delivered=output is Output.PULSE,
+            state=self.state,
+            reasons=tuple(self._said),
+            output=output,
+            train=self.train,
+            current_ua=current_ua,
+            wake_ns=self._wake(),
+            refused=refused,
+            ended=ended,
+        )
+
+    # --- arming --------------------------------------------------------------------------------------------------------------
+    def _arm(self, event: Event) -> Output:
+        if self.state not in (SafetyState.IDLE, SafetyState.ARMED, SafetyState.LOCKOUT):
+            self._say(f"refused: arming is possible from IDLE, not from {self.state}: {self.reason}")
+            return Output.NONE
+        self.person_ns = event.now_ns
+        self.arming, self.want_automatic = True, event.ok
+        return Output.ARM
+
+    def _armed(self, event: Event) -> Output:
+        if not self.arming or self.state not in (SafetyState.IDLE, SafetyState.ARMED, SafetyState.LOCKOUT):
+            return Output.STOP  # armed without having been asked: take it back
+        self.arming = False
+        alive = self.loop_joined and self.data_ok and event.now_ns - self.heartbeat_ns <= LEASE_NS
+        self.automatic = self.want_automatic and alive
+        self.armed_ns = self.person_ns = event.now_ns
+        if self.want_automatic and not alive:
+            self._to(SafetyState.ARMED, "armed for the button only: the loop has no data")
+        else:
+            self._to(SafetyState.ARMED, "armed" if self.automatic else "armed for the button only")
+        return Output.NONE
+
+    def _clear(self, event: Event) -> None:
+        if self.state is not SafetyState.FAULT:
+            self._say("refused: there is no fault to clear")
+        elif not event.text.strip():
+            self._say("refused: clearing a fault needs a reason in words")
+        else:
+            self.person_ns = event.now_ns
+            self._to(SafetyState.OFF, "fault cleared: " + event.text[:MAX_REASON_CHARS])
+
+    # --- may this train begin? -----------------------------------------------------------------------------------------------
+    def _reasons(self, event: Event) -> list[str]:
+        p, now = self.prescription, event.now_ns
+        by_person = event.kind is Kind.TRIGGER
+        reasons: list[str] = []
+        if self.state is not SafetyState.ARMED:
+            reasons.append(
+                f"not armed: {self.state}, {self.reason}" if self.state is not SafetyState.STIMULATING else "already stimulating"
+            )
+        age = now - event.issued_ns
+        if not 0 <= age <= MAX_TRIGGER_AGE_NS:
+            reasons.append(f"trigger is {age // MS} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed)")
+        if not by_person:
+            if not self.automatic:
+                reasons.append("automatic mode is off")
+            if now - self.heartbeat_ns > LEASE_NS or not self.data_ok:
+                reasons.append("the loop gave no proof of life with data")
+            sample_age = now - event.sample_ns
+            if not -MAX_TRIGGER_AGE_NS <= sample_age <= p.max_sample_age_ns:
+                reasons.append(f"newest sample is {sample_age // MS} ms old (at most {p.max_sample_age_ns // MS})")
+            if event.number <= self.last_number:
+                reasons.append(f"request {event.number} was seen before")
+            if event.cause not in (Cause.EMG, Cause.FORCE):
+                reasons.append(f"unknown cause {event.cause}")
+            if event.event_id <= 0:
+                reasons.append(f"event id {event.event_id} is not above 0")
+        if not 0 <= event.train < len(p.trains):
+            return [*reasons, f"train {event.train} is not prescribed"]
+        t = p.trains[event.train]
+        if by_person and event.train != p.manual_train:
+            reasons.append("not the train prescribed for the button")
+        if not 0 < event.duration_us <= t.duration_us:
+            reasons.append(f"duration {event.duration_us} us is not within the {t.duration_us} us prescribed")
+        if event.current_ua % p.current_step_ua:
+            reasons.append(f"current {event.current_ua} uA is no multiple of {p.current_step_ua} uA")
+        reasons += pulse_reasons(t, event.current_ua, p)
+        if self.outstanding:
+            reasons.append("the last pulse is not acknowledged yet")
+        return reasons + self._dose_reasons(event, now)
+
+    def _continues(self, event: Event, now: int) -> bool:
+        return (
+            event.kind is Kind.REQUEST
+            and event.event_id == self.event_id
+            and self.event_cause != Cause.MANUAL
+            and now - self.event_end_ns < self.prescription.refractory_ns
+        )
+
+    def _dose_reasons(self, event: Event, now: int) -> list[str]:
+        p = self.prescription
+        duration = min(max(event.duration_us, 0), HARD.max_train_us) * 1000
+        reasons = []
+        since = now - self.event_end_ns
+        if self._continues(event, now):
+            if since < p.look_dead_ns + p.look_ns:
+                reasons.append(f"look of {(p.look_dead_ns + p.look_ns) // MS} ms not over")
+            if self.event_on_ns + duration > p.max_event_ns:
+                reasons.append(f"event would pass {p.max_event_ns // S} s of stimulation")
+        else:
+            if since < p.refractory_ns:
+                reasons.append(f"refractory: {since // MS} of {p.refractory_ns // MS} ms since the last event")
+            if sum(start > now - 10 * MINUTE for start, _ in self.events) >= p.max_events_10min:
+                reasons.append(f"dose: {p.max_events_10min} events in 10 min")
+            auto = sum(automatic and start > max(now - 60 * MINUTE, self.armed_ns) for start, automatic in self.events)
+            if event.kind is Kind.REQUEST and auto >= p.max_auto_events_1h:
+                reasons.append(f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}")
+        # the fullest window is the one that ends with this train
+        if self._on_time(now + duration - MINUTE) + duration > p.max_on_time_60s_ns:
+            reasons.append(f"dose: {p.max_on_time_60s_ns // S} s of stimulation in 60 s")
+        if self._on_time(now + duration - 5 * MINUTE) + duration > p.max_duty_5min_ns:
+            reasons.append(f"dose: {p.max_duty_5min_ns // S} s of stimulation in 5 min")
+        return reasons
+
+    def _on_time(self, since_ns: int) -> int:
+        return sum(max(0, end - max(start, since_ns)) for start, end in self.trains)
+
+    def _refuse(self, event: Event, reasons: list[str]) -> int:
+        if event.kind is Kind.TRIGGER:
+            self._say("refused: " + "; ".join(reasons))
+            return -1
+        self.last_number = max(self.last_number, event.number)
+        for reason in reasons:
+            if self.state is SafetyState.ARMED and reason.endswith(LOCKOUT_WORDS):
+                self._to(SafetyState.LOCKOUT, reason)
+        self._say("refused: " + "; ".join(reasons))
+        return event.number
+
+    # --- the running train ---------------------------------------------------------------------------------------------------
+    def _begin(self, event: Event) -> None:
+        p, now = self.prescription, event.now_ns
+        by_person = event.kind is Kind.TRIGGER
+        if by_person:
+            self.person_ns = now
+        else:
+            self.last_number = event.number
+        if not self._continues(event, now):
+            self.event_id, self.event_cause, self.event_on_ns = event.event_id, event.cause, 0
+            self.events = (*(e for e in self.events if e[0] > now - 60 * MINUTE), (now, not by_person))
+        if by_person:
+            self.event_cause = Cause.MANUAL
+        self.train, self.cause = event.train, event.cause
+        self.request = -1 if by_person else event.number
+        t = p.trains[event.train]
+        self.currents = pulse_currents(t, event.current_ua, event.duration_us, p.current_step_ua)
+        self.train_start_ns = self.pulse_due_ns = now
+        self.pulse = 0
+        self.trains = (*(x for x in self.trains if x[1] > now - 5 * MINUTE), (now, now + event.duration_us * 1000))
+        self._to(SafetyState.STIMULATING, f"{Cause(event.cause).name.lower()}: train {t.name}")
+
+    def _cut(self, now: int) -> str:
+        """Why a running train must end now; empty = it may go on."""
+        if self.request < 0:
+            return ""
+        if not self.automatic:
+            return "automatic mode is off"
+        if now - self.heartbeat_ns > LEASE_NS:
+            return f"the loop is silent for {(now - self.heartbeat_ns) // MS} ms"
+        if not self.data_ok:
+            return "no data"
+        return ""
+
+    def _due(self, now: int) -> tuple[int, int]:
+        """Current of the pulse that leaves now (0 = none) and the number of the train that is over (0 = none)."""
+        t = self.prescription.trains[self.train]
+        if now < self.pulse_due_ns:
+            return 0, 0
+        if self.pulse >= len(self.currents):
+            return 0, self._end("", now)
+        k = (now - self.train_start_ns) // t.period_ns  # the slot that now lies in: what is missed is not made up for
+        if k >= len(self.currents):
+            self.withheld_total += len(self.currents) - self.pulse
+            return 0, self._end("late: the rest of the train is withheld", now)
+        self.withheld_total += k - self.pulse
+        self.pulse = k
+        if self.outstanding or now - self.last_done_ns + t.pulse_ns < HARD.min_pulse_spacing_ns:
+            self._next_slot(k + 1)
+            self.withheld_total += 1
+            return 0, 0
+        current_ua = self.currents[k]
+        if pulse_reasons(t, current_ua, self.prescription):  # cannot be: each pulse is looked at all the same
+            return 0, self._fault("internal: a pulse outside its limits was due", now)
+        self._next_slot(k + 1)
+        self.last_pulse_ns, self.outstanding = now, True
+        self.pulses_total += 1
+        self.charge_total_nc += current_ua * t.phase_width_us // 1000
+        return current_ua, 0
+
+    def _next_slot(self, k: int) -> None:
+        t = self.prescription.trains[self.train]
+        self.pulse = k
+        # the train lasts until its last period is over, so that on-time and refractory time count all of it
+        self.pulse_due_ns = self.train_start_ns + k * t.period_ns
+
+    def _end(self, reason: str, now: int) -> int:
+        """Close the running train, if any; returns its request number."""
+        if self.state is not SafetyState.STIMULATING:
+            return 0
+        start, planned_end = self.trains[-1]
+        end = min(max(now, start), planned_end)
+        self.trains = (*self.trains[:-1], (start, end))
+        self.event_on_ns += end - start
+        self.on_time_total_ns += end - start
+        self.event_end_ns = now
+        self.currents = ()
+        number, self.request = self.request, 0
+        self._to(SafetyState.ARMED, reason or "armed: the last train is over")
+        return number
+
+    def _fault(self, why: str, now: int) -> int:
+        number = self._end("fault", now)
+        self.outstanding = self.arming = self.automatic = False
+        self._to(SafetyState.FAULT, "fault: " + why[:MAX_REASON_CHARS])
+        return number
+
+    # --- small things --------------------------------------------------------------------------------------------------------
+    def _expired(self, now: int) -> bool:
+        return now - self.person_ns > self.prescription.arming_expires_ns
+
+    def _wake(self) -> int:
+        wakes = []
+        if self.state is SafetyState.STIMULATING:
+            wakes.append(self.pulse_due_ns)
+        if self.outstanding:
+            wakes.append(self.last_pulse_ns + ACK_TIMEOUT_NS + 1)
+        if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
+            wakes.append(self.person_ns + self.prescription.arming_expires_ns + 1)
+        return min(wakes, default=0)
+
+    def _to(self, state: SafetyState, reason: str) -> None:
+        if state is not SafetyState.ARMED and state is not SafetyState.STIMULATING:
+            self.automatic = False
+            self.arming = False
+        self.state, self.reason = state, reason[:MAX_REASON_CHARS]
+        self._say(self.reason)
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._said.append(text[:MAX_REASON_CHARS])

@@ -1,0 +1,29 @@
+"""The stimulators we can drive, by the name that the settings use.
+
+A driver's module is imported only when it is chosen, so one that lacks its library never breaks another. The composition root imports
+this; nothing here does input or output.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from drivers.base import DeviceNotFoundError
+
+if TYPE_CHECKING:
+    from drivers.base import Stimulator
+
+STIMULATORS: dict[str, tuple[str, str]] = {
+    "rehamove3": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
+    "p24": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
+}
+
+
+def load(name: str, port: str) -> Stimulator:
+    """Construct the driver called `name` for `port`; no input or output yet. Raises `DeviceNotFoundError` for a name we do not know."""
+    try:
+        module, class_name = STIMULATORS[name]
+    except KeyError:
+        raise DeviceNotFoundError(f"no stimulator driver is called {name!r}; there are: {', '.join(sorted(STIMULATORS))}") from None
+    return cast("Stimulator", getattr(import_module(module), class_name)(port, name))

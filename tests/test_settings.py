@@ -1,0 +1,555 @@
+import copy
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from annotated_types import Ge, Le
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from controller import settings as module
+from controller import supervisor
+from controller.settings import SettingsError, Train, check, figures, guard_view, load, parse, summary
+
+CONFIG = Path(__file__).parent.parent / "config"
+DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
+
+# The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
+BOUNDS = [
+    ("emg", "sample_rate_hz", 200.0, 10000.0, 0.5),
+    ("force", "sample_rate_hz", 10.0, 5000.0, 0.5),
+    ("emg_rules", "high_pass_hz", 10.0, 500.0, 0.1),
+    ("emg_rules", "threshold", 1.0, 1000.0, 0.1),
+    ("emg_rules", "floor_uv", 0.0, 5000.0, 0.1),
+    ("emg_rules", "noise_time_s", 0.5, 600.0, 0.1),
+    ("emg_rules", "off_ratio", 1.1, 20.0, 0.01),
+    ("force_rules", "threshold", 0.01, 5000.0, 0.001),
+    ("force_rules", "rate_per_s", 0.01, 100000.0, 0.001),
+    ("force_rules", "baseline_time_s", 0.5, 600.0, 0.1),
+    ("trains", "channel", 1, 8, 1),
+    ("trains", "current_ma", 0.5, 60.0, 0.5),
+    ("trains", "phase_width_us", 20, 1000, 1),
+    ("trains", "interphase_gap_us", 10, 1000, 1),
+    ("trains", "pulse_rate_hz", 1.0, 100.0, 0.001),
+    ("trains", "duration_ms", 1, 2000, 1),
+    ("trains", "ramp_up_ms", 0, 2000, 1),
+    ("trains", "taper_ms", 0, 2000, 1),
+    ("prescription", "electrode_area_cm2", 1.0, 200.0, 0.01),
+    ("prescription", "max_current_ma", 0.5, 60.0, 0.001),
+    ("prescription", "max_charge_per_phase_uc", 0.01, 30.0, 0.001),
+    ("prescription", "look_dead_ms", 20, 1000, 1),
+    ("prescription", "look_ms", 100, 1000, 1),
+    ("prescription", "max_event_s", 0.1, 10.0, 0.001),
+    ("prescription", "refractory_s", 1.0, 600.0, 0.001),
+    ("prescription", "max_on_time_s_in_60_s", 0.1, 20.0, 0.001),
+    ("prescription", "max_duty_percent_in_5_min", 0.1, 25.0, 0.001),
+    ("prescription", "max_events_in_10_min", 1, 30, 1),
+    ("prescription", "max_automatic_events_in_1_h", 1, 60, 1),
+    ("prescription", "arming_expires_min", 1.0, 30.0, 0.001),
+    ("realtime", "loop_priority", 0, 97, 1),
+    ("realtime", "guard_priority", 0, 98, 1),
+    ("realtime", "max_sample_age_ms", 10.0, 250.0, 0.001),
+]
+WEAK = {("trains", "current_ma"): 0.5, ("trains", "ramp_up_ms"): 0, ("trains", "taper_ms"): 0, ("trains", "duration_ms"): 50}
+STRONG = {("prescription", "max_current_ma"): 60.0, ("prescription", "max_charge_per_phase_uc"): 30.0}
+ALSO = {
+    "sample_rate_hz": {("emg_rules", "high_pass_hz"): 10.0},
+    "high_pass_hz": {("emg", "sample_rate_hz"): 2000.0},
+    "channel": {("stimulator", "driver"): "p24"},
+    "current_ma": STRONG | {("trains", "phase_width_us"): 500},
+    "ramp_up_ms": WEAK | {("trains", "duration_ms"): 2000},
+    "taper_ms": WEAK | {("trains", "duration_ms"): 2000},
+    "max_current_ma": WEAK,
+    "max_charge_per_phase_uc": WEAK | {("trains", "phase_width_us"): 20},
+    "loop_priority": {("realtime", "guard_priority"): 98},
+    "guard_priority": {("realtime", "loop_priority"): 0},
+}
+
+
+def demo(changes=None):
+    """Return the demo's raw tables, changed: {(table, key): value}; of several tables the first."""
+    raw = copy.deepcopy(tomllib.loads(DEMO))
+    for (table, key), value in (changes or {}).items():
+        one = raw[table]
+        one = one["peroneal"] if table == "trains" else one[0] if isinstance(one, list) else one
+        one[key] = value
+    return raw
+
+
+def build(raw):
+    return module._settings(raw, "x.toml", {})
+
+
+def problems(raw):
+    with pytest.raises(SettingsError) as caught:
+        build(raw)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(("table", "key", "least", "most", "step"), BOUNDS)
+def test_bounds(table, key, least, most, step):
+    also = ALSO.get(key, WEAK)
+    for value in (least, most):
+        build(demo({**also, (table, key): value}))
+    for value in (least - step, most + step, float("nan"), float("inf"), -float("inf")):
+        if isinstance(least, int) and isinstance(value, float):
+            continue
+        found = problems(demo({**also, (table, key): value}))
+        assert any(f" {key} = " in line and f"at least {least:g} and at most {most:g}" in line for line in found), found
+        assert all(line.startswith("x.toml: [") for line in found)
+
+
+def test_every_bound_is_in_the_table():
+    bounded = {
+        (table, key): tuple(limit.ge if isinstance(limit, Ge) else limit.le for limit in field.metadata if isinstance(limit, Ge | Le))
+        for table, model in module.TABLES.items()
+        for key, field in model.model_fields.items()
+        if field.annotation in (int, float)
+    }
+    assert bounded == {(table, key): (least, most) for table, key, least, most, _ in BOUNDS}
+
+
+def test_every_field_says_what_it_means():
+    assert set(module.TABLES) == set(module.Settings.model_fields)
+    for model in (module.Settings, *module.TABLES.values()):
+        assert all(field.description for field in model.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["demo", "bedside", "bench"])
+def test_shipped_files(name):
+    settings = load(CONFIG / f"{name}.toml")
+    assert settings.automatic
+    assert parse(settings.to_toml()) == settings
+    json.dumps(summary(settings), allow_nan=False)
+    text = check(CONFIG / f"{name}.toml")
+    assert "IEC 60601-2-10" in text
+    assert all(train in text for train in settings.trains)
+
+
+def test_check_tells_a_loose_electrode_is_not_noticed():
+    assert "loose electrode" in check(CONFIG / "bedside.toml")
+    assert "loose electrode" not in check(CONFIG / "demo.toml")
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        parse(DEMO).prescription.max_current_ma = 50.0
+
+
+def test_defaults():
+    raw = demo()
+    del raw["session"], raw["realtime"], raw["prescription"]["max_charge_per_phase_uc"]
+    settings = build(raw)
+    assert settings.session.folder == "sessions"
+    assert settings.realtime == parse(DEMO).realtime
+    assert settings.prescription.max_charge_per_phase_uc == 20.0
+    assert settings.emg_rules[0].design_snr_db == (4.0, 9.0, 15.0)
+    assert settings.emg.to_uv == 1.0
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "words"),
+    [
+        ("trains", "current_ma", "20", '"20" must be a number, at least 0.5 and at most 60 mA'),
+        ("trains", "current_ma", True, "true must be a number"),
+        ("trains", "channel", True, "true must be a whole number"),
+        ("trains", "phase_width_us", 500.0, "500.0 must be a whole number, at least 20 and at most 1000 us"),
+        pytest.param("trains", "phase_width_us", 16**5000, "0x1000", id="huge int"),
+        pytest.param("trains", "current_ma", 16**5000, "0x1000", id="huge float"),
+        ("trains", "pulse_rate_hz", [50.0], "[50.0] must be a number"),
+        ("stimulator", "driver", "rehastim2", 'must be "rehamove3" or "p24"'),
+        ("stimulator", "port", 3, "3 must be a text"),
+        ("stimulator", "port", "", "must be a text of 1 to 200"),
+        ("stimulator", "port", "a\nb", "must be a text of 1 to 200 printable"),
+        ("emg", "unit", "uv", 'must be "uV" or "mV" or "V"'),
+        ("emg", "channels", "SOL1", "must be a list of 1 to 64"),
+        ("emg", "channels", [], "must be a list of 1 to 64"),
+        ("emg", "channels", ["SOL1", "SOL1"], "different names"),
+        ("emg", "channels", [f"C{i}" for i in range(65)], "must be a list of 1 to 64"),
+        ("emg", "channels", ["SOL1", 2], "item 2 = 2: channels must be a list"),
+        ("emg_rules", "channels", ["SOL1", "SOL1"], "different names"),
+        ("emg_rules", "design_snr_db", [4.0, 41.0], "at least 0 and at most 40 dB"),
+        ("realtime", "cpus", [0, 0], "different whole numbers"),
+        ("realtime", "cpus", [-1], "item 1 = -1"),
+    ],
+)
+def test_wrong_values(table, key, value, words):
+    [line] = [line for line in problems(demo({(table, key): value})) if words in line]
+    assert f" {key}" in line
+
+
+def test_whole_numbers_where_fractions_may_stand():
+    assert build(demo({("trains", "current_ma"): 20, ("emg", "sample_rate_hz"): 2000})) == parse(DEMO)
+
+
+def test_unknown_keys():
+    assert any(
+        "pulse_rate = 50 is not a known key; did you mean pulse_rate_hz?" in line for line in problems(demo({("trains", "pulse_rate"): 50}))
+    )
+    assert "known keys: driver, port" in problems(demo({("stimulator", "zzz"): 1}))[0]
+    assert "[sesion] is not a known table; did you mean session?" in problems(demo() | {"sesion": {}})[0]
+
+
+def test_a_misspelt_key_is_one_problem():
+    raw = demo({("prescription", "refractory"): 3.0})
+    del raw["prescription"]["refractory_s"]
+    [line] = problems(raw)
+    assert "did you mean refractory_s?" in line
+
+
+def test_missing():
+    raw = demo()
+    del raw["prescription"]["electrode_area_cm2"], raw["stimulator"], raw["emg"]["channels"]
+    found = "\n".join(problems(raw))
+    assert "[prescription] electrode_area_cm2 is missing: conducting area of the smaller electrode" in found
+    assert "at least 1 and at most 200 cm2" in found
+    assert "[stimulator] is missing: the stimulator and its port" in found
+    assert "[emg] channels is missing: the stream's channels" in found
+
+
+@pytest.mark.parametrize("table", module.TABLES)
+@pytest.mark.parametrize("value", [3, "x", [1], None, [[]]])
+def test_a_table_that_is_none(table, value):
+    if not (value is None and table in ("emg", "force")):
+        assert any(line.startswith(f"x.toml: [{table}]") or f"[[{table}]]" in line for line in problems(demo() | {table: value}))
+
+
+def test_all_errors_at_once_with_their_lines():
+    text = DEMO
+    for old, new in [
+        ("sample_rate_hz = 2000.0", 'sample_rate_hz = "2000"'),
+        ("rate_per_s = 15.0", "rate_per_s = nan"),
+        ("pulse_rate_hz = 50.0", "pulse_rate_hz = 150.0"),
+        ("max_current_ma = 20.0", "max_curent_ma = 20.0"),
+        ('driver = "rehamove3"', 'driver = "rehamove"'),
+        ("guard_priority = 80", "guard_priority = 60"),
+    ]:
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(SettingsError) as caught:
+        parse(text, "bed.toml")
+    lines = str(caught.value).split("\n")
+    assert lines == list(caught.value.problems)
+    assert len(lines) == 6
+    source = text.split("\n")
+    for line, parts in zip(
+        lines,
+        [
+            ("[emg] sample_rate_hz", '"2000"', "at least 200 and at most 10000 Hz"),
+            ("[[force_rules]] 1 rate_per_s", "nan", "at least 0.01 and at most 100000 per s"),
+            ("[trains.peroneal] pulse_rate_hz", "150.0", "at least 1 and at most 100 Hz"),
+            ("[prescription] max_curent_ma", "20.0", "did you mean max_current_ma?"),
+            ("[stimulator] driver", '"rehamove"', 'must be "rehamove3" or "p24"'),
+            ("[realtime] guard_priority", "60", "above loop_priority, 70"),
+        ],
+        strict=True,
+    ):
+        assert all(part in line for part in parts), line
+        number = int(line.removeprefix("bed.toml, line ").split(":")[0])
+        assert source[number - 1].startswith(parts[0].split()[-1])
+
+
+def test_mistakes_in_two_rules_are_told_apart():
+    second = '\n[[emg_rules]]\nname = "b"\nchannels = ["TA1"]\ntrain = "peroneal"\nhigh_pass_hz = 5.0\n'
+    with pytest.raises(SettingsError) as caught:
+        parse(DEMO + second)
+    assert all("[[emg_rules]] 2 " in line for line in caught.value.problems)
+    assert f"line {len((DEMO + second).splitlines())}: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({("emg_rules", "channels"): ["SOL9"]}, '"SOL9" is not in [emg] channels; did you mean "SOL'),
+        ({("force_rules", "channel"): "knee"}, '"knee" is not in [force] channels; it must be one of: ankle'),
+        ({("emg_rules", "train"): "peronal"}, 'did you mean "peroneal"?'),
+        ({("force_rules", "train"): "x"}, "[[force_rules]] 1 train"),
+        ({("prescription", "manual_train"): "x"}, "[prescription] manual_train"),
+        ({("force_rules", "name"): "soleus EMG"}, "[[force_rules]] 1 name"),
+        ({("prescription", "max_current_ma"): 19.9}, "gives a current of 20 mA, which must be at most 19.9 mA"),
+        ({("prescription", "max_charge_per_phase_uc"): 9.999}, "charge per phase of 10 uC, which must be at most 9.999 uC"),
+        ({("prescription", "electrode_area_cm2"): 2.2}, "rms current density of 2.033 mA/cm2, which must be at most 2 mA/cm2 (IEC 60601"),
+        ({("trains", "ramp_up_ms"): 401}, "501 ms of ramp_up_ms and taper_ms must be at most duration_ms, 500 ms"),
+        ({("prescription", "max_event_s"): 0.499}, "must be at most 499 ms, [prescription] max_event_s"),
+        ({("prescription", "max_on_time_s_in_60_s"): 0.4}, "must be at most 400 ms"),
+        ({("trains", "current_ma"): 19.3}, "multiple of 0.5 mA on rehamove3: the nearest are 19.0 and 19.5 mA"),
+        ({("trains", "channel"): 5}, "at least 1 and at most 4 on rehamove3"),
+        ({("emg", "sample_rate_hz"): 200.0}, "[[emg_rules]] 1 high_pass_hz = 80.0 must be below 80 Hz"),
+        ({("realtime", "guard_priority"): 70}, "must be above loop_priority, 70"),
+    ],
+)
+def test_between_tables(changes, words):
+    [line] = problems(demo(changes))
+    assert words in line
+
+
+def test_exactly_at_the_limits_between_tables():
+    build(demo({("trains", "ramp_up_ms"): 400}))
+    build(demo({("prescription", "max_event_s"): 0.5, ("prescription", "max_on_time_s_in_60_s"): 0.5}))
+    build(demo({("emg", "sample_rate_hz"): 200.5}))
+    build(demo({("trains", "channel"): 8, ("stimulator", "driver"): "p24"}))
+    least_area_cm2 = math.ceil(20.0 * math.sqrt(2 * 500e-6 * 50.0) / 2.0 * 100) / 100
+    build(demo({("prescription", "electrode_area_cm2"): least_area_cm2}))
+    problems(demo({("prescription", "electrode_area_cm2"): round(least_area_cm2 - 0.01, 2)}))
+
+
+def test_pulse_must_fit_its_period(monkeypatch):
+    # the hard limits leave room for every pulse of today's devices; the check is for slower ones
+    raw = demo({("trains", "pulse_rate_hz"): 100.0, **WEAK})
+    pulse_us = 2 * 500 + 100
+    device = module.DEVICES["rehamove3"]
+    monkeypatch.setitem(module.DEVICES, "rehamove3", device._replace(pulse_margin_us=10000 - pulse_us))
+    build(raw)
+    monkeypatch.setitem(module.DEVICES, "rehamove3", device._replace(pulse_margin_us=10001 - pulse_us))
+    [line] = problems(raw)
+    assert "pulse_rate_hz = 100.0 must be at most 99.99 Hz: a pulse takes 10001 us" in line
+
+
+def test_rules_need_their_stream():
+    raw = demo()
+    del raw["emg"], raw["force"]
+    assert [line.split(": ", 1)[1] for line in problems(raw)] == [
+        f"[{table}_rules] need the table [{table}], which says what stream they listen to" for table in ("emg", "force")
+    ]
+
+
+def test_button_alone(tmp_path):
+    raw = demo()
+    for table in ("emg", "force", "emg_rules", "force_rules"):
+        del raw[table]
+    settings = build(raw)
+    assert not settings.automatic
+    assert parse(settings.to_toml()) == settings
+    (tmp_path / "button.toml").write_text(settings.to_toml(), encoding="utf-8")
+    assert "automatic mode is impossible" in check(tmp_path / "button.toml")
+
+
+def test_no_train():
+    found = problems(demo() | {"trains": {}})
+    assert any("manual_train" in line and "(there are none)" in line for line in found)
+
+
+@pytest.mark.parametrize("name", ["a b", "", "é", "a.b", "x" * 51, "a\n"])
+def test_train_names(name):
+    raw = demo()
+    raw["trains"][name] = raw["trains"]["peroneal"]
+    assert any("the train's name must be" in line for line in problems(raw))
+
+
+def test_figures():
+    settings = parse(DEMO)
+    values = {one.name: one.value for one in figures(settings.trains["peroneal"], settings.prescription)}
+    assert values["charge per phase"] == 10.0  # 20 mA x 500 us
+    assert values["rms current density"] == pytest.approx(0.1789, abs=1e-4)  # 20 sqrt(0.05) / 25
+    assert values["power density"] == pytest.approx(0.0004)  # 20 mA2 x 500 ohm / 25 cm2
+    assert values["energy per pulse"] == pytest.approx(0.2)  # (20 mA)^2 x 500 ohm x 1 ms
+    # safety.md A5: 60 mA, 500 us, 50 Hz is 0.54 on 25 cm2 and 2.68 on 5 cm2
+    strong = Train.model_validate({**tomllib.loads(DEMO)["trains"]["peroneal"], "current_ma": 60.0})
+    for area_cm2, density, exceeded in ((25.0, 0.54, False), (5.0, 2.68, True)):
+        rx = settings.prescription.model_copy(update={"electrode_area_cm2": area_cm2})
+        one = figures(strong, rx)[2]
+        assert (round(one.value, 2), one.exceeded) == (density, exceeded)
+
+
+def test_a_figure_at_its_limit():
+    assert not module.Figure("a", 2.0, "", 2.0, "").exceeded
+    assert module.Figure("a", 2.0, "", 2.0, "", False).exceeded
+    assert module.Figure("a", 2.1, "", 2.0, "").exceeded
+    assert module.Figure("a", 0.1, "W/cm2", 0.25, "", False).bound == "below 0.25 W/cm2"
+
+
+def test_guard_view():
+    view = guard_view(parse(DEMO).with_port("/dev/ttyX"))
+    assert json.loads(json.dumps(view)) == view
+    assert view == {
+        "trains": {
+            "peroneal": {
+                "channel": 1,
+                "current_ua": 20_000,
+                "phase_width_us": 500,
+                "interphase_gap_us": 100,
+                "pulse_rate_mhz": 50_000,
+                "duration_us": 500_000,
+                "ramp_up_us": 50_000,
+                "taper_us": 100_000,
+            }
+        },
+        "manual_train": "peroneal",
+        "electrode_area_mm2": 2500,
+        "max_current_ua": 20_000,
+        "max_charge_nc": 10_000,
+        "look_dead_ns": 20_000_000,
+        "look_ns": 100_000_000,
+        "max_event_ns": 10_000_000_000,
+        "refractory_ns": 3_000_000_000,
+        "max_on_time_60s_ns": 20_000_000_000,
+        "max_duty_5min_ns": 75_000_000_000,
+        "max_events_10min": 30,
+        "max_auto_events_1h": 60,
+        "arming_expires_ns": 30 * 60 * 1_000_000_000,
+        "max_sample_age_ns": 100_000_000,
+        "driver": "rehamove3",
+        "port": "/dev/ttyX",
+        "priority": 80,
+        "cpus": [],
+    }
+
+
+@given(st.integers(10, 30_000))
+def test_guard_and_settings_agree_on_a_charge(charge_nc):
+    view = guard_view(build(demo(WEAK | {("trains", "phase_width_us"): 20, ("prescription", "max_charge_per_phase_uc"): charge_nc / 1000})))
+    assert view["max_charge_nc"] == charge_nc
+
+
+def test_both_copies_of_the_hard_limits_agree():
+    hard = supervisor.HARD
+    assert hard.max_current_ua == module.MAX_CURRENT_MA * 1000
+    assert (hard.min_phase_width_us, hard.max_phase_width_us) == (module.MIN_PHASE_WIDTH_US, module.MAX_PHASE_WIDTH_US)
+    assert (hard.min_pulse_rate_mhz, hard.max_pulse_rate_mhz) == (module.MIN_PULSE_RATE_HZ * 1000, module.MAX_PULSE_RATE_HZ * 1000)
+    assert hard.max_charge_nc == module.MAX_CHARGE_PER_PHASE_UC * 1000
+    assert hard.max_rms_density_ua_per_mm2 == module.MAX_RMS_DENSITY_MA_PER_CM2 * 10
+    assert hard.max_power_density_w_per_m2 == module.MAX_POWER_DENSITY_W_PER_CM2 * 10_000
+    assert hard.max_pulse_energy_uj == module.MAX_ENERGY_PER_PULSE_MJ * 1000
+    assert hard.max_train_us == module.MAX_TRAIN_MS * 1000
+    assert (hard.min_look_dead_ns, hard.min_look_ns) == (module.MIN_LOOK_DEAD_MS * 10**6, module.MIN_LOOK_MS * 10**6)
+    assert (hard.max_event_ns, hard.min_refractory_ns) == (module.MAX_EVENT_S * 10**9, module.MIN_REFRACTORY_S * 10**9)
+    assert hard.max_on_time_60s_ns == module.MAX_ON_TIME_S_IN_60_S * 10**9
+    assert hard.max_duty_5min_ns == module.MAX_DUTY_PERCENT_IN_5_MIN * 3 * 10**9
+    assert hard.max_events_10min == module.MAX_EVENTS_IN_10_MIN
+    assert hard.max_auto_events_1h == module.MAX_AUTOMATIC_EVENTS_IN_1_H
+    assert hard.max_arming_expires_ns == module.MAX_ARMING_MIN * 60 * 10**9
+    assert supervisor.LOAD_OHM == module.LOAD_OHM
+    assert supervisor.MAX_TRIGGER_AGE_NS == module.MAX_SAMPLE_AGE_MS * 10**6
+
+
+@hypothesis_settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_guard_takes_every_dose_that_settings_take_and_no_other(data):
+    """Two implementations (floats here, integers there) judge the same train beside the same prescription."""
+    rows = [
+        row
+        for row in BOUNDS
+        if row[1] in ("current_ma", "phase_width_us", "pulse_rate_hz", "electrode_area_cm2", "max_charge_per_phase_uc")
+    ]
+    fine = {(table, key): data.draw(st.integers(round(least / step), round(most / step))) * step for table, key, least, most, step in rows}
+    fine = {(table, key): round(value, 3) if isinstance(value, float) else value for (table, key), value in fine.items()}
+    fine["prescription", "electrode_area_cm2"] = data.draw(st.floats(1.0, 15.0))
+    raw = demo({("prescription", "max_current_ma"): 60.0, **fine})
+    try:
+        settings = build(raw)
+    except SettingsError:
+        # the tables are each sound by themselves, so guard can be asked about them
+        view = guard_view(module.Settings.model_validate(raw))
+        with pytest.raises(ValueError, match="train peroneal"):
+            supervisor.prescription_from(view, 500)
+    else:
+        supervisor.prescription_from(guard_view(settings), 500)
+
+
+@pytest.mark.parametrize("name", ["demo", "bedside", "bench"])
+def test_guard_takes_the_shipped_files(name):
+    supervisor.prescription_from(guard_view(load(CONFIG / f"{name}.toml")), 500)
+
+
+def test_with_port():
+    settings = parse(DEMO).with_port('/dev/pts/"7"')
+    assert settings.stimulator.port == '/dev/pts/"7"'
+    assert parse(settings.to_toml()) == settings
+    assert settings.with_port("virtual") == parse(DEMO)
+    with pytest.raises(SettingsError, match="port"):
+        settings.with_port("")
+
+
+# --- files that cannot be read ------------------------------------------------------------------------------------------------------
+def test_unreadable(tmp_path):
+    cases = {"nothing.toml": "no such file", ".": "is a folder", "nul\0": "cannot be read"}
+    for name, words in cases.items():
+        with pytest.raises(SettingsError, match=words):
+            load(tmp_path / name)
+    (tmp_path / "latin.toml").write_bytes(DEMO.encode() + "\n# µ".encode("latin-1"))
+    with pytest.raises(SettingsError, match=f"latin.toml, line {DEMO.count(chr(10)) + 2}: is not UTF-8"):
+        load(tmp_path / "latin.toml")
+
+
+def test_not_permitted(tmp_path, monkeypatch):
+    def refuse(_path):
+        raise PermissionError  # the tests may run as root, whom chmod does not stop
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(SettingsError, match="may not be read"):
+        load(tmp_path)
+
+
+def test_byte_order_mark_and_windows_lines(tmp_path):
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbf" + DEMO.replace("\n", "\r\n").encode())
+    assert load(tmp_path / "windows.toml") == parse(DEMO)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = \n", "x.toml, line 1, column 5: is not valid TOML"),
+        ("[emg]\nunit = 1\nunit = 2\n", "x.toml, line 3"),
+        ("[emg]\n[emg]\n", "x.toml, line 2"),
+        ("a = [1,\n", "x.toml: is not valid TOML"),
+        ("a = " + "9" * 5000, "x.toml: is not valid TOML"),
+        ("a = " + "[" * 5000, "x.toml: is not valid TOML"),
+        ("yes: no", "x.toml, line 1"),
+    ],
+)
+def test_not_toml(text, words):
+    with pytest.raises(SettingsError) as caught:
+        parse(text, "x.toml")
+    assert str(caught.value).startswith(words)
+
+
+# --- whatever stands in the file: settings or SettingsError, never anything else ----------------------------------------------------
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["SOL1", "peroneal", 10**400]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.sampled_from(["name", "channel"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+PLACES = [(table, key) for table, model in module.TABLES.items() for key in (*model.model_fields, "unheard_of")]
+
+
+def survives(make):
+    try:
+        settings = make()
+    except SettingsError as error:
+        assert error.problems
+        assert all(problem and "\n" not in problem for problem in error.problems)
+    else:
+        assert parse(settings.to_toml()) == settings
+        json.dumps(guard_view(settings), allow_nan=False)
+        json.dumps(summary(settings), allow_nan=False)
+
+
+@hypothesis_settings(max_examples=600, deadline=None)
+@given(st.dictionaries(st.sampled_from(PLACES), VALUES, min_size=1, max_size=3))
+def test_any_value_in_any_key(changes):
+    survives(lambda: build(demo(changes)))
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(st.sampled_from([*module.TABLES, "other"]), VALUES | st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=2))
+def test_any_value_as_table(table, value):
+    survives(lambda: build(demo() | {table: value}))
+
+
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_text_in_the_file(data):
+    at = data.draw(st.integers(0, len(DEMO)))
+    until = data.draw(st.integers(at, min(at + 20, len(DEMO))))
+    survives(lambda: parse(DEMO[:at] + data.draw(st.text(max_size=8)) + DEMO[until:]))
+
+
+@given(st.text(min_size=1, max_size=50))
+def test_round_trip_of_any_name(name):
+    survives(lambda: build(demo({("prescription", "author"): name, ("emg", "stream_name"): name})))
