@@ -253,8 +253,10 @@ class Guard:
             return
         try:
             command = json.loads(data)
+            if not isinstance(command, dict):
+                raise ValueError("a command is a JSON object")
             answer = self.command(command)
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except Exception as error:  # whatever a stranger sends, guard goes on
             verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=f"command: {error}"[:200]))
             answer = {"ok": False, "reasons": list(verdict.reasons)}
         try:
@@ -298,7 +300,7 @@ class Guard:
                     text=who,
                 )
             )
-            return {"ok": verdict.delivered, "reasons": list(verdict.reasons)}
+            return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
         raise ValueError(f"{do!r} is none of stop, trigger, arm, disarm, clear, status")
 
     def facts(self) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Verdict:
     Attributes
     ----------
     delivered : bool
-        A pulse is to leave now.
+        A pulse is to leave now: the first of a train, or one that happened to be due. Whether a request was granted says `refused`.
     reasons : tuple of str
         Why something was refused, ended or changed; empty when nothing needs saying.
     wake_ns : int
@@ -546,7 +546,7 @@ class Supervisor:
                 reasons.append(f"refractory: {since // MS} of {p.refractory_ns // MS} ms since the last event")
             if sum(start > now - 10 * MINUTE for start, _ in self.events) >= p.max_events_10min:
                 reasons.append(f"dose: {p.max_events_10min} events in 10 min")
-            auto = sum(automatic and start > max(now - 60 * MINUTE, self.armed_ns) for start, automatic in self.events)
+            auto = sum(automatic and start >= max(now - 60 * MINUTE, self.armed_ns) for start, automatic in self.events)
             if event.kind is Kind.REQUEST and auto >= p.max_auto_events_1h:
                 reasons.append(f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}")
         # the fullest window is the one that ends with this train
@@ -578,19 +578,18 @@ class Supervisor:
             self.person_ns = now
         else:
             self.last_number = event.number
+        cause = Cause.MANUAL if by_person else Cause(event.cause)
         if not self._continues(event, now):
-            self.event_id, self.event_cause, self.event_on_ns = event.event_id, event.cause, 0
+            self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
             self.events = (*(e for e in self.events if e[0] > now - 60 * MINUTE), (now, not by_person))
-        if by_person:
-            self.event_cause = Cause.MANUAL
-        self.train, self.cause = event.train, event.cause
+        self.train, self.cause = event.train, cause
         self.request = -1 if by_person else event.number
         t = p.trains[event.train]
         self.currents = pulse_currents(t, event.current_ua, event.duration_us, p.current_step_ua)
         self.train_start_ns = self.pulse_due_ns = now
         self.pulse = 0
         self.trains = (*(x for x in self.trains if x[1] > now - 5 * MINUTE), (now, now + event.duration_us * 1000))
-        self._to(SafetyState.STIMULATING, f"{Cause(event.cause).name.lower()}: train {t.name}")
+        self._to(SafetyState.STIMULATING, f"{cause.name.lower()}: train {t.name}")
 
     def _cut(self, now: int) -> str:
         """Why a running train must end now; empty = it may go on."""

@@ -1,0 +1,119 @@
+"""Real processes for tests: the virtual stimulator, a guard, and somebody who plays loop and daemon."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from controller import messages, ring, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Twin:
+    """The virtual stimulator in its own process, with its log."""
+
+    def __init__(self, folder, *more):
+        self.log = folder / "stimulator.jsonl"
+        command = [sys.executable, "-m", "drivers.simulated.virtual_sciencemode", "--log", str(self.log), "--lifeline", *more]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = json.loads(self.process.stdout.readline())["port"]
+
+    def rows(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def pulses(self):
+        return [row for row in self.rows() if "pulse_ns" in row]
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+class GuardRig:
+    """A guard with its twin. This process plays the daemon, and `join_loop` gives a socket to play the loop."""
+
+    def __init__(self, folder, *twin_options, config=None, bed="test"):
+        self.twin = Twin(folder, *twin_options)
+        self.config = (config or settings.load(ROOT / "config" / "demo.toml")).with_port(self.twin.port)
+        self.bed = bed
+        self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ring_fd = ring.create("test", 1 << 20)
+        self.ring = ring.RingReader(ring_fd)
+        command = [sys.executable, "-m", "controller.guard", "--link", str(theirs.fileno()), "--ring", str(ring_fd), "--bed", bed]
+        self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), ring_fd), stderr=subprocess.PIPE, text=True)
+        os.close(ring_fd)
+        theirs.close()
+        self.link.send(json.dumps(settings.guard_view(self.config)).encode())
+        self.wait_for(lambda s: s["state"] == "IDLE")
+
+    def ask(self, do, **more):
+        return messages.ask(self.bed, {"do": do, **more})
+
+    def trigger(self):
+        return self.ask("trigger", issued_ns=time.monotonic_ns())
+
+    def wait_for(self, condition, timeout_s=15.0):
+        end = time.monotonic() + timeout_s
+        status = None
+        while time.monotonic() < end:
+            try:
+                status = self.ask("status")
+                if condition(status):
+                    return status
+            except messages.NoBedError:
+                assert self.process.poll() is None, self.process.stderr.read()
+            time.sleep(0.02)
+        raise AssertionError(f"guard never got there: {status}")
+
+    def join_loop(self):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
+        theirs.close()
+        return ours
+
+    def rows(self):
+        return [json.loads(payload) for _, payload in self.ring.records()]
+
+    def close(self):
+        self.link.close()
+        self.process.wait(10)
+        self.process.stderr.close()
+        self.twin.close()
+        self.ring.close()
+
+
+def beat(loop, ok=True):
+    """One heartbeat of a loop that has data."""
+    now = time.monotonic_ns()
+    loop.send(messages.ToGuard(messages.HEARTBEAT, now, now, ok=int(ok)).pack())
+
+
+def request(loop, number, **changes):
+    """One request as the demo's settings prescribe it."""
+    now = time.monotonic_ns()
+    fields = {"number": number, "event_id": number, "train": 0, "current_ua": 20_000, "duration_us": 500_000, "cause": 1}
+    loop.send(messages.ToGuard(messages.REQUEST, now, now, **(fields | changes)).pack())
+
+
+def beat_for(loop, seconds, ok=True):
+    """Heartbeats each 10 ms."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        beat(loop, ok)
+        time.sleep(0.01)
+
+
+def arm_automatic(guard, loop):
+    """Arm with a loop that was heard."""
+    beat(loop)
+    guard.wait_for(lambda s: s["data_ok"])
+    beat(loop)
+    assert guard.ask("arm")["automatic"]
+    beat(loop)

@@ -1,0 +1,57 @@
+import os
+import random
+
+import pytest
+
+from controller.ring import RingReader, RingWriter, create
+
+
+@pytest.fixture
+def ring():
+    fd = create("test", 4096)
+    writer, reader = RingWriter(fd), RingReader(fd)
+    os.close(fd)
+    yield writer, reader
+    writer.close()
+    reader.close()
+
+
+def test_records_come_back_in_order_across_many_laps(ring):
+    writer, reader = ring
+    rng = random.Random(1)
+    for i in range(5000):
+        payloads = [rng.randbytes(rng.randrange(0, 200)) for _ in range(rng.randrange(1, 6))]
+        for payload in payloads:
+            writer.put(i % 7, payload)
+        assert list(reader.records()) == [(i % 7, payload) for payload in payloads]
+    assert reader.lost == 0
+
+
+def test_a_writer_never_waits_and_the_reader_counts_what_it_lost(ring):
+    writer, reader = ring
+    for i in range(1000):
+        writer.put(1, i.to_bytes(4, "little"))
+    got = list(reader.records())
+    writer.put(1, b"next")
+    got += list(reader.records())
+    assert got[-1] == (1, b"next")
+    assert reader.lost + len(got) == 1001
+    assert reader.lost > 0
+
+
+def test_a_record_too_large_is_refused(ring):
+    writer, _ = ring
+    with pytest.raises(ValueError, match="too large"):
+        writer.put(1, bytes(2000))
+
+
+def test_what_a_dead_writer_wrote_can_still_be_read():
+    fd = create("test", 4096)
+    reader = RingReader(fd)
+    if os.fork() == 0:
+        RingWriter(fd).put(3, b"last words")
+        os.kill(os.getpid(), 9)
+    os.close(fd)
+    os.wait()
+    assert list(reader.records()) == [(3, b"last words")]
+    reader.close()

@@ -1,0 +1,578 @@
+"""RehaMove3/P24 driver: codec against the makers' vectors and a peer, device against the virtual box, whose log is the judge."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drivers.base import (
+    AckTimeoutError,
+    DeviceEventKind,
+    DeviceMismatchError,
+    DeviceNotFoundError,
+    LimitError,
+    NotArmedError,
+    PortLostError,
+    ProtocolError,
+    PulseTrain,
+    ShortWriteError,
+)
+from drivers.simulated import virtual_sciencemode as judge
+from drivers.stimulators import STIMULATORS, load
+from drivers.stimulators.sciencemode34 import (
+    MAX_FRAME_BYTES,
+    Command,
+    Deframer,
+    Frame,
+    ScienceMode34,
+    decode_ll_channel_config,
+    encode_frame,
+    encode_ll_channel_config,
+    encode_ll_init,
+    encode_ll_stop,
+    event_of,
+    pulse_points,
+)
+from tests.test_virtual_sciencemode import running_twin
+
+TRAIN = PulseTrain(
+    channel=1,
+    current_ma=20.0,
+    phase_width_us=500,
+    interphase_gap_us=100,
+    pulse_rate_hz=50.0,
+    duration_ms=500,
+    ramp_up_ms=50,
+    taper_ms=100,
+)
+
+VECTORS = [  # RehaMove3 protocol 2018-04-21 section 7, then captures of science-mode-4 0.0.23; mid level as plain frames
+    (encode_ll_init(0), "F0 81 55 81 58 81 55 81 55 00 00 00 0F"),
+    (
+        encode_ll_channel_config(1, 1, pulse_points(20_000, 250, 100)),
+        "F0 81 55 81 4E 81 D3 81 AF 04 02 82 81 5A A5 50 00 06 44 B0 00 81 5A A4 10 00 0F",
+    ),
+    (encode_ll_stop(2), "F0 81 55 81 59 81 9C 81 78 08 04 0F"),
+    (encode_frame(0, 30, b"\0"), "F0 81 55 81 58 81 75 81 29 00 1E 00 0F"),
+    (
+        encode_frame(1, 32, bytes.fromhex("03 230050 0C855000 0644B000 0C841000 230028 06450000 0644B000 06446000")),
+        "F0 81 55 81 7E 81 5D 81 42 04 20 03 23 00 50 0C 85 50 00 06 44 B0 00 0C 84 10 00 23 00 28 06 45 00 00 06 44 B0 00 06 44 60 00 0F",
+    ),
+    (encode_frame(2, 36, b"\2"), "F0 81 55 81 58 81 16 81 94 08 24 02 0F"),
+    (encode_frame(3, 34), "F0 81 55 81 59 81 14 81 18 0C 22 0F"),
+    (encode_frame(1, Command.GET_STIM_STATUS), "f0 81 55 81 59 81 4e 81 0c 04 3e 0f"),
+    (encode_frame(2, Command.GET_DEVICE_ID), "f0 81 55 81 59 81 aa 81 2b 08 34 0f"),
+    (encode_frame(3, Command.GET_EXTENDED_VERSION), "f0 81 55 81 59 81 18 81 78 0c 44 0f"),
+    (encode_ll_init(4), "f0 81 55 81 58 81 16 81 36 10 00 00 0f"),
+    (
+        encode_ll_channel_config(5, 1, pulse_points(25_000, 200, 100)),
+        "f0 81 55 81 4c 81 19 81 b5 14 02 82 0c 85 78 00 06 44 b0 00 0c 83 e8 00 0f",
+    ),
+    (
+        encode_ll_channel_config(6, 5, pulse_points(25_000, 250, 0)),
+        "f0 81 55 81 42 81 13 81 1c 18 02 91 81 5a a5 78 00 81 5a a3 e8 00 0f",
+    ),
+    (encode_ll_stop(7), "f0 81 55 81 59 81 53 81 cf 1c 04 0f"),
+    (encode_frame(8, 30, b"\1"), "f0 81 55 81 58 81 e3 81 ce 20 1e 01 0f"),
+    (
+        encode_frame(9, 32, bytes.fromhex("01 230050 0c857800 0644b000 0c83e800")),
+        "f0 81 55 81 49 81 a6 81 22 24 20 01 23 00 50 0c 85 78 00 06 44 b0 00 0c 83 e8 00 0f",
+    ),
+    (encode_frame(10, 36, b"\4"), "f0 81 55 81 58 81 f0 81 94 28 24 04 0f"),
+    (encode_frame(11, 34), "f0 81 55 81 59 81 12 81 fe 2c 22 0f"),
+]
+
+frames_strategy = st.builds(Frame, st.integers(0, 63), st.integers(0, 1023), st.binary(max_size=60))
+wire_like_strategy = st.lists(st.sampled_from(b"\xf0\x0f\x81\x55\x58\x59\xa5\x00"), max_size=400).map(bytes)
+
+
+# --- codec ------------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("ours", "theirs"), VECTORS)
+def test_makers_and_captured_vectors(ours, theirs):
+    assert ours == bytes.fromhex(theirs)
+    deframer = Deframer()
+    assert len(deframer.feed(ours)) == 1 and deframer.n_bad_frames == 0
+
+
+def test_same_bytes_as_science_mode_4():
+    from science_mode_4.general.general_device_id import PacketGeneralGetDeviceId
+    from science_mode_4.general.general_stim_status import PacketGeneralGetStimStatus
+    from science_mode_4.general.general_version import PacketGeneralGetExtendedVersion
+    from science_mode_4.low_level.low_level_channel_config import PacketLowLevelChannelConfig
+    from science_mode_4.low_level.low_level_init import PacketLowLevelInit
+    from science_mode_4.low_level.low_level_stop import PacketLowLevelStop
+    from science_mode_4.protocol.channel_point import ChannelPoint
+    from science_mode_4.protocol.protocol import Protocol
+    from science_mode_4.protocol.types import Channel, Connector
+
+    def theirs(packet, number):
+        packet.number = number
+        return Protocol.packet_to_bytes(packet)
+
+    dice = random.Random(20261123)
+    for _ in range(1200):
+        number, channel = dice.randrange(64), dice.randint(1, 8)
+        if dice.random() < 0.5:
+            points = pulse_points(dice.randint(1, 260) * 500, dice.randint(10, 4095), dice.choice((0, dice.randint(10, 4095))))
+        else:
+            points = tuple((dice.randint(10, 4095), dice.randint(-260, 260) * 500) for _ in range(dice.randint(1, 16)))
+        packet = PacketLowLevelChannelConfig()
+        packet.execute_stimulation = True
+        packet.connector, packet.channel = Connector((channel - 1) // 4), Channel((channel - 1) % 4)
+        packet.points = [ChannelPoint(duration_us, current_ua / 1000) for duration_us, current_ua in points]
+        assert encode_ll_channel_config(number, channel, points) == theirs(packet, number)
+    for number in range(64):
+        assert encode_ll_init(number) == theirs(PacketLowLevelInit(), number)
+        assert encode_ll_stop(number) == theirs(PacketLowLevelStop(), number)
+        assert encode_frame(number, Command.GET_DEVICE_ID) == theirs(PacketGeneralGetDeviceId(), number)
+        assert encode_frame(number, Command.GET_STIM_STATUS) == theirs(PacketGeneralGetStimStatus(), number)
+        assert encode_frame(number, Command.GET_EXTENDED_VERSION) == theirs(PacketGeneralGetExtendedVersion(), number)
+
+
+@given(frames_strategy)
+def test_frame_survives_the_wire(frame):
+    raw = encode_frame(*frame)
+    assert Deframer().feed(raw) == [frame]
+    assert judge.unwrap(raw) == frame and judge.wrap(*frame) == raw
+
+
+@settings(deadline=None)
+@given(st.one_of(st.binary(max_size=3000), wire_like_strategy), frames_strategy)
+def test_deframer_takes_any_bytes_and_finds_the_next_frame(noise, frame):
+    deframer = Deframer()
+    deframer.feed(noise)
+    assert len(deframer._buffer) < MAX_FRAME_BYTES
+    assert frame in deframer.feed(encode_frame(*frame))
+    assert deframer.n_bad_frames <= len(noise)
+
+
+@settings(deadline=None)
+@given(st.lists(st.one_of(frames_strategy.map(lambda it: encode_frame(*it)), wire_like_strategy), max_size=6), st.data())
+def test_deframer_does_not_care_how_bytes_are_cut(pieces, data):
+    stream = b"".join(pieces)
+    whole, cut = Deframer(), Deframer()
+    expected = whole.feed(stream)
+    place = data.draw(st.integers(0, len(stream)))
+    assert cut.feed(stream[:place]) + cut.feed(stream[place:]) == expected
+    single = Deframer()
+    assert [frame for byte in stream for frame in single.feed(bytes((byte,)))] == expected
+    assert cut.n_bad_frames == single.n_bad_frames == whole.n_bad_frames
+
+
+@given(frames_strategy, st.data())
+def test_damaged_byte_is_never_taken_for_another_frame(frame, data):
+    raw = bytearray(encode_frame(*frame))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    deframer = Deframer()
+    after = Frame(5, 3, b"\0")
+    assert deframer.feed(bytes(raw) + encode_frame(*after)) == [after]
+    assert deframer.n_bad_frames >= 1
+
+
+def test_deframer_counts_each_bad_frame():
+    good, bad = encode_ll_stop(1), encode_ll_stop(1).replace(b"\x04\x0f", b"\x05\x0f")
+    deframer = Deframer()
+    frames = deframer.feed(bad + good + b"noise" + good[:7] + good + bad + bad)
+    assert len(frames) == 2
+    assert deframer.n_bad_frames == 5 and deframer.fault == "checksum"
+
+
+@pytest.mark.parametrize("points", [(), ((500, 500),) * 17, ((9, 500),), ((4096, 500),), ((20, 130_500),), ((20, 501),)])
+def test_illegal_points_are_not_encoded(points):
+    with pytest.raises(LimitError):
+        encode_ll_channel_config(0, 1, points)
+
+
+@pytest.mark.parametrize(("number", "command", "data"), [(64, 0, b""), (-1, 0, b""), (0, 1024, b""), (0, 0, bytes(1190))])
+def test_what_does_not_fit_is_not_encoded(number, command, data):
+    with pytest.raises(ValueError, match=r"fit|longer"):
+        encode_frame(number, command, data)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "code", "text"),
+    [
+        (Frame(9, 3, b"\0\0"), DeviceEventKind.ACK, 0, "pulse done"),
+        (Frame(9, 3, b"\x0a\x02"), DeviceEventKind.ELECTRODE_ERROR, 10, "electrode error on channel 3"),
+        (Frame(9, 3, b"\x0a\x11\x00"), DeviceEventKind.ELECTRODE_ERROR, 10, "electrode error on channel 6"),
+        (Frame(9, 3, b"\x07\0"), DeviceEventKind.DEVICE_ERROR, 7, "LL_CHANNEL_CONFIG: not initialised (7)"),
+        (Frame(9, 3, b"\xc8"), DeviceEventKind.DEVICE_ERROR, 200, "LL_CHANNEL_CONFIG: unknown result (200)"),
+        (Frame(9, 3, b""), DeviceEventKind.PROTOCOL_ERROR, -1, "unexpected frame: command 3, 0 bytes"),
+        (Frame(9, 66, b"\x08"), DeviceEventKind.DEVICE_ERROR, 8, "box reports: high voltage error (8)"),
+        (Frame(9, 67, b"\x0b"), DeviceEventKind.DEVICE_ERROR, 11, "box reports: invalid command (11)"),
+        (Frame(9, 500, b"\0"), DeviceEventKind.PROTOCOL_ERROR, 0, "unexpected frame: command 500, 1 bytes"),
+    ],
+)
+def test_what_a_frame_means(frame, kind, code, text):
+    event = event_of(frame)
+    assert (event.kind, event.number, event.code, event.text) == (kind, 9, code, text)
+
+
+@pytest.mark.parametrize("frame", [Frame(1, 5, b"\0"), Frame(1, 5, b"\x07"), Frame(1, 63, b"\0\1\6"), Frame(1, 1, b"\0")])
+def test_mere_confirmations_are_no_events(frame):
+    assert event_of(frame) is None
+
+
+# --- device without a port --------------------------------------------------------------------------------------------------------
+def test_registry():
+    assert {"p24", "rehamove3"} <= set(STIMULATORS)
+    assert load("rehamove3", "/nowhere").limits.model == "RehaMove3"
+    assert load("p24", "/nowhere").limits.n_channels == 8
+    with pytest.raises(DeviceNotFoundError, match="rehamove3"):
+        load("toaster", "/nowhere")
+
+
+def test_small_process_stays_small():
+    code = (
+        "import sys; from drivers.stimulators import load; load('rehamove3', '/nowhere');"
+        "print(sorted({'numpy', 'scipy', 'numba', 'pylsl', 'serial'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("channel", 0, "1"),
+        ("channel", 5, "4"),
+        ("current_ma", 130.5, "130000"),
+        ("current_ma", 20.3, "20500"),
+        ("current_ma", 0.0, "500"),
+        ("current_ma", -5.0, "500"),
+        ("current_ma", float("nan"), "500"),
+        ("current_ma", float("inf"), "130000"),
+        ("phase_width_us", 9, "10"),
+        ("phase_width_us", 4096, "4095"),
+        ("phase_width_us", 200.5, "200"),
+        ("interphase_gap_us", 9, "10"),
+        ("interphase_gap_us", -1, "10"),
+        ("interphase_gap_us", 4096, "4095"),
+        ("pulse_rate_hz", 0.0, "500"),
+        ("pulse_rate_hz", 500.1, "500"),
+        ("pulse_rate_hz", float("nan"), "500"),
+    ],
+)
+def test_limits_are_refused_by_name(field, value, nearest):
+    name = "current_ua" if field == "current_ma" else field
+    with pytest.raises(LimitError, match=rf"^{name}.*{nearest}"):
+        ScienceMode34("/nowhere").prepare([replace(TRAIN, **{field: value})])
+
+
+def test_pulses_must_fit_between_pulses():
+    with pytest.raises(LimitError, match="pulse_rate_hz"):
+        ScienceMode34("/nowhere").prepare([replace(TRAIN, phase_width_us=4095, pulse_rate_hz=122.0)])
+
+
+def test_failed_prepare_keeps_what_was_prepared():
+    device = ScienceMode34("/nowhere")
+    device.prepare([TRAIN])
+    with pytest.raises(LimitError):
+        device.prepare([TRAIN, replace(TRAIN, current_ma=200.0)])
+    assert device.status()["n_prepared_frames"] == 40 * 64
+
+
+@pytest.mark.parametrize("gap_us", [0, 10, 100])
+def test_every_prepared_frame_before_an_independent_judge(gap_us):
+    device = ScienceMode34("/nowhere", "p24")
+    device.prepare([replace(TRAIN, channel=channel, current_ma=60.0, interphase_gap_us=gap_us) for channel in (1, 8)])
+    for index, channel in ((0, 1), (1, 8)):
+        assert sorted(device._frames[index]) == list(range(500, 60_001, 500))
+        box = judge.Box("p24", 0, judge.Judge(), bytes, dict, bytes)
+        for current_ua, frames in device._frames[index].items():
+            for number, frame in enumerate(frames):
+                got_number, command, data = judge.unwrap(frame)
+                got_channel, points, result = box._read_config(data)
+                assert (got_number, command, got_channel, result) == (number, 2, channel, 0)
+            shape = judge.shape_of(points)
+            assert (shape.current_ua, shape.phase_width_us, shape.interphase_gap_us) == (current_ua, 500, gap_us)
+            assert shape.balanced and points[0][1] > 0
+            assert decode_ll_channel_config(data) == (channel, pulse_points(current_ua, 500, gap_us))
+
+
+def test_closed_device_refuses_and_stays_quiet():
+    device = ScienceMode34("/nowhere")
+    device.prepare([TRAIN])
+    device.stop()
+    device.disarm()
+    device.close()
+    assert device.read_events() == []
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)
+    with pytest.raises(PortLostError):
+        device.arm()
+    with pytest.raises(PortLostError):
+        device.fileno()
+    with pytest.raises(DeviceNotFoundError):
+        device.open()
+
+
+def test_file_is_not_a_port(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DeviceMismatchError):
+        ScienceMode34(str(tmp_path / "file")).open()
+
+
+# --- device against the virtual box -----------------------------------------------------------------------------------------------
+@pytest.fixture
+def connect(tmp_path):
+    """`connect(*twin_arguments) -> (device, twin)`: opened, prepared and armed."""
+    contexts, devices = [], []
+
+    def connect(*arguments, model="rehamove3"):
+        context = running_twin(tmp_path, "--model", model, *arguments)
+        twin = context.__enter__()
+        contexts.append(context)
+        device = ScienceMode34(twin.port, model)
+        devices.append(device)
+        device.open()
+        device.prepare([TRAIN, replace(TRAIN, channel=3, phase_width_us=250, interphase_gap_us=0)])
+        device.arm()
+        return device, twin
+
+    yield connect
+    for device in devices:
+        device.close()
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+def events_within(device, seconds, n=1):
+    """Events until there are `n` or time is up."""
+    events, deadline_s = [], time.monotonic() + seconds
+    while len(events) < n and time.monotonic() < deadline_s:
+        events += device.read_events()
+        time.sleep(0.002)
+    return events
+
+
+@pytest.mark.parametrize("model", ["rehamove3", "p24"])
+def test_fifty_pulses_at_50_hz(connect, model):
+    device, twin = connect(model=model)
+    asked, events = [], []
+    next_s = time.monotonic()
+    for i in range(50):
+        train, current_ua = i % 5 == 4, 500 * (1 + i % 40)
+        asked.append((device.trigger(train, current_ua), current_ua, 3 if train else 1, 250 if train else 500, 0 if train else 100))
+        next_s += 0.02
+        while (left_s := next_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, 0.005))
+            events += device.read_events()
+    events += events_within(device, 0.5, 50 - len(events))
+    assert [(it.kind, it.number, it.code) for it in events] == [(DeviceEventKind.ACK, it[0], 0) for it in asked]
+    status = device.status()
+    assert status["armed"] and status["n_bad_frames"] == 0 and status["firmware"] == ("1.0.0" if model == "p24" else "3.2.0")
+    device.close()
+    assert device.status()["stop_answered"]
+    pulses, refused, summary = twin.end()
+    fields = ("number", "current_ua", "channel", "phase_width_us", "interphase_gap_us")
+    assert [tuple(it[field] for field in fields) for it in pulses] == asked
+    assert all(it["balanced"] and it["hv"] for it in pulses)
+    assert refused == [] and summary["pulses"] == 50 and summary["unbalanced"] == 0
+
+
+def test_nothing_leaves_before_arm_or_after_stop(connect):
+    device, twin = connect()
+    device.stop()
+    device.stop()
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)
+    device.arm()
+    device.disarm()
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)
+    device.arm()
+    for train, current_ua in ((0, 20_500), (0, 0), (0, 499), (2, 500), (-1, 500)):
+        with pytest.raises(LimitError):
+            device.trigger(train, current_ua)
+    device.close()
+    device.close()
+    assert twin.end()[2]["pulses"] == 0
+
+
+def test_trigger_is_one_write(connect, monkeypatch):
+    device, _ = connect()
+    written, write = [], os.write
+
+    def count(fd, data):
+        written.append((fd, data))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", count)
+    numbers = []
+    for i in range(70):
+        numbers.append(device.trigger(0, 20_000))
+        assert len(written) == i + 1 and written[-1][0] == device.fileno()
+        assert events_within(device, 1)[0].number == numbers[-1]
+    assert numbers == [(numbers[0] + i) % 64 for i in range(70)]
+    written.clear()
+    device.stop()
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [(12, ShortWriteError), (BlockingIOError(), ShortWriteError), (OSError(errno.EIO, "gone"), PortLostError)],
+    ids=["short", "full", "lost"],
+)
+def test_doubtful_write_disarms(connect, monkeypatch, outcome, error):
+    device, _ = connect()
+
+    def write(fd, data):
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(error):
+            device.trigger(0, 500)
+        with pytest.raises(NotArmedError):
+            device.trigger(0, 500)
+        device.stop()
+
+
+def test_torn_frame_does_not_hide_the_stop(connect):
+    device, twin = connect()
+    os.write(device.fileno(), encode_ll_channel_config(9, 1, pulse_points(500, 500, 100))[:12])
+    device.disarm()
+    assert device.status()["stop_answered"]
+    _, refused, summary = twin.end()
+    assert len(refused) == 1 and summary["pulses"] == 0
+
+
+def test_stop_drops_what_a_stalled_box_has_not_read(connect):
+    device, twin = connect()
+    os.kill(twin.process.pid, signal.SIGSTOP)
+    for _ in range(5):
+        device.trigger(0, 500)
+    device.stop()
+    os.kill(twin.process.pid, signal.SIGCONT)
+    deadline_s = time.monotonic() + 1
+    while not device.status()["stop_answered"] and time.monotonic() < deadline_s:
+        assert device.read_events() == []
+        time.sleep(0.005)
+    assert device.status()["stop_answered"]
+    assert twin.end()[2]["pulses"] == 0
+
+
+def test_box_left_on_is_switched_off_by_the_next_open(connect):
+    device, twin = connect()
+    os.close(device._fd)
+    device._fd = -1  # as if killed
+    device.open()
+    assert device.status()["found_state"] == "low level on" and device.status()["stop_answered"]
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)
+    device.close()
+    assert twin.end()[2]["pulses"] == 0
+
+
+def test_port_belongs_to_one(connect):
+    device, _ = connect()
+    with pytest.raises(DeviceNotFoundError, match="another program"):
+        ScienceMode34(device.port).open()
+
+
+def test_other_model_is_refused(tmp_path):
+    with running_twin(tmp_path, "--model", "p24") as twin, pytest.raises(DeviceMismatchError, match="not a RehaMove3"):
+        ScienceMode34(twin.port, "rehamove3").open()
+
+
+def test_silent_box(tmp_path):
+    with running_twin(tmp_path, "--fault", "hang@0") as twin, pytest.raises(AckTimeoutError):
+        ScienceMode34(twin.port).open()
+
+
+def test_something_else_answers():
+    master_fd, slave_fd = os.openpty()
+    child = subprocess.Popen([sys.executable, "-c", "import os\nwhile os.read(0, 99): os.write(0, b'hello')"], stdin=master_fd)
+    try:
+        with pytest.raises(DeviceMismatchError, match="something answers"):
+            ScienceMode34(os.ttyname(slave_fd)).open()
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master_fd)
+        os.close(slave_fd)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kinds", "code"),
+    [
+        ("lost-ack@3", [], 0),
+        ("duplicate-ack@3", [DeviceEventKind.ACK, DeviceEventKind.ACK], 0),
+        ("electrode-error@3", [DeviceEventKind.ELECTRODE_ERROR], 10),
+        ("crc-error@3", [DeviceEventKind.PROTOCOL_ERROR], -1),
+        ("reset@3", [DeviceEventKind.DEVICE_ERROR], 7),
+    ],
+)
+def test_fault_becomes_its_event(connect, fault, kinds, code):
+    device, _ = connect("--fault", fault)
+    for _ in range(3):
+        number = device.trigger(0, 500)
+        assert [(it.kind, it.number) for it in events_within(device, 1)] == [(DeviceEventKind.ACK, number)]
+    number = device.trigger(0, 500)
+    events = events_within(device, 0.15, 3)
+    assert [(it.kind, it.code) for it in events] == [(kind, code) for kind in kinds]
+    assert all(it.number == (-1 if it.kind is DeviceEventKind.PROTOCOL_ERROR else number) for it in events)
+
+
+def test_late_ack(connect):
+    device, _ = connect("--fault", "late-ack@0")
+    number, sent_s = device.trigger(0, 500), time.monotonic()
+    [event] = events_within(device, 1)
+    assert (event.kind, event.number) == (DeviceEventKind.ACK, number)
+    assert 0.14 < time.monotonic() - sent_s < 0.5
+
+
+def test_hung_box_ends_in_a_short_write(connect):
+    device, _ = connect("--fault", "hang@2")
+    for _ in range(2):
+        device.trigger(0, 500)
+        assert events_within(device, 1)
+    with pytest.raises(ShortWriteError):
+        for _ in range(10_000):
+            device.trigger(0, 500)
+    assert device.read_events() == []
+    device.stop()
+    began_s = time.monotonic()
+    device.disarm()
+    assert time.monotonic() - began_s < 0.4
+    with pytest.raises(AckTimeoutError):
+        device.arm()
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)
+
+
+def test_lost_port_is_told_once(connect):
+    device, _ = connect("--fault", "hangup@2")
+    for _ in range(2):
+        device.trigger(0, 500)
+        time.sleep(0.02)
+    events = events_within(device, 1, 3)
+    assert [it.kind for it in events][-1:] == [DeviceEventKind.PORT_LOST]
+    assert sum(it.kind is DeviceEventKind.PORT_LOST for it in events) == 1
+    assert device.read_events() == []
+    with pytest.raises((NotArmedError, PortLostError)):
+        device.trigger(0, 500)
+    device.stop()
+    device.disarm()
+    device.close()
+
+
+def test_box_that_refuses_to_arm(connect, monkeypatch):
+    device, _ = connect()
+    device.disarm()
+    monkeypatch.setattr(device, "_ask", lambda *_, **__: (1, b"\x08"))
+    with pytest.raises(ProtocolError, match="high voltage error"):
+        device.arm()
+    with pytest.raises(NotArmedError):
+        device.trigger(0, 500)

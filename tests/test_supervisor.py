@@ -1,0 +1,483 @@
+"""The supervisor, judged by rules written again here: what leaves must be inside them whatever comes in."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.supervisor import (
+    ACK_TIMEOUT_NS,
+    HARD,
+    LEASE_NS,
+    MAX_TRIGGER_AGE_NS,
+    MINUTE,
+    MS,
+    Cause,
+    Event,
+    Kind,
+    Output,
+    Prescription,
+    S,
+    SafetyState,
+    Supervisor,
+    Train,
+    check_prescription,
+    pulse_currents,
+)
+
+TRAIN = Train("peroneal", 1, 20_000, 500, 100, 50_000, 500_000, 50_000, 100_000)
+RX = Prescription(
+    trains=(TRAIN,),
+    manual_train=0,
+    electrode_area_mm2=2500,
+    max_current_ua=20_000,
+    max_charge_nc=10_000,
+    look_dead_ns=20 * MS,
+    look_ns=100 * MS,
+    max_event_ns=10 * S,
+    refractory_ns=3 * S,
+    max_on_time_60s_ns=20 * S,
+    max_duty_5min_ns=75 * S,
+    max_events_10min=30,
+    max_auto_events_1h=60,
+    arming_expires_ns=30 * MINUTE,
+    max_sample_age_ns=100 * MS,
+    current_step_ua=500,
+)
+
+
+class Bed:
+    """A supervisor with a clock, a prompt stimulator and a loop that is alive unless told otherwise."""
+
+    def __init__(self, rx=RX):
+        self.s = Supervisor(rx)
+        self.now = 1000 * S
+        self.pulses = []  # (ns, current)
+        self.number = 0
+        self.beating = True
+        self.acking = True
+
+    def do(self, kind, **fields):
+        verdict = self.s.step(Event(kind, self.now, **fields))
+        self.last = verdict
+        if verdict.delivered:
+            self.pulses.append((self.now, verdict.current_ua))
+            if self.acking:
+                self.s.step(Event(Kind.ACK, self.now + 2 * MS))
+        if verdict.output is Output.ARM:
+            self.do(Kind.ARMED)
+        return verdict
+
+    def armed(self):
+        self.do(Kind.READY, ok=True, text="twin found")
+        self.do(Kind.LOOP_JOINED)
+        self.do(Kind.HEARTBEAT, ok=True)
+        self.do(Kind.ARM, ok=True)
+        assert self.s.state is SafetyState.ARMED
+        assert self.s.automatic
+        return self
+
+    def run(self, ns):
+        """Let time pass: a heartbeat each 10 ms, a tick whenever the supervisor asks for one."""
+        end = self.now + ns
+        beat = self.now + 10 * MS
+        while True:
+            wake = self.last.wake_ns or end
+            self.now = max(self.now, min(wake, beat, end))
+            if self.now >= end:
+                return
+            if self.now >= beat:
+                beat += 10 * MS
+                if self.beating:
+                    self.do(Kind.HEARTBEAT, ok=True)
+            if self.last.wake_ns and self.now >= self.last.wake_ns:
+                self.do(Kind.TICK)
+
+    def request(self, **changes):
+        self.number += 1
+        fields = {
+            "issued_ns": self.now - MS,
+            "sample_ns": self.now - 3 * MS,
+            "number": self.number,
+            "event_id": self.number,
+            "train": 0,
+            "current_ua": 20_000,
+            "duration_us": 500_000,
+            "cause": Cause.EMG,
+        }
+        return self.do(Kind.REQUEST, **(fields | changes))
+
+    def press(self, **changes):
+        fields = {"issued_ns": self.now, "current_ua": 20_000, "duration_us": 500_000, "cause": Cause.MANUAL}
+        return self.do(Kind.TRIGGER, **(fields | changes))
+
+
+def test_a_train_is_what_was_prescribed():
+    bed = Bed().armed()
+    start = bed.now
+    assert bed.request().delivered
+    bed.run(S)
+    assert [round((t - start) / MS) for t, _ in bed.pulses] == list(range(0, 500, 20))
+    currents = [c for _, c in bed.pulses]
+    assert currents[:3] == [8_000, 16_000, 20_000]
+    assert set(currents[3:20]) == {20_000}
+    assert currents[20:] == [20_000, 16_000, 12_000, 8_000, 4_000]
+    assert bed.s.state is SafetyState.ARMED
+
+
+def test_ramp_and_taper_never_exceed_and_never_go_below_one_step():
+    for current in range(500, 20_001, 500):
+        currents = pulse_currents(TRAIN, current, 500_000, 500)
+        assert len(currents) == 25
+        assert all(500 <= c <= current and c % 500 == 0 for c in currents)
+
+
+# --- nothing without arming, and disabling always works ---------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", [k for k in Kind if k is not Kind.ARM])
+def test_no_single_event_gives_output_before_arming(kind):
+    bed = Bed()
+    bed.do(Kind.READY, ok=True)
+    verdict = bed.do(kind, ok=True, number=1, event_id=1, current_ua=20_000, duration_us=500_000, issued_ns=bed.now, cause=1, text="x")
+    assert not verdict.delivered
+    assert verdict.state is not SafetyState.ARMED
+
+
+@pytest.mark.parametrize("kind", [Kind.STOP, Kind.DISARM, Kind.DAEMON_LOST, Kind.DEVICE_FAULT])
+def test_output_ends_at_once(kind):
+    bed = Bed().armed()
+    bed.request()
+    bed.run(100 * MS)
+    n = len(bed.pulses)
+    assert bed.do(kind, text="x").output in (Output.STOP, Output.DISARM)
+    bed.run(2 * S)
+    assert len(bed.pulses) == n
+    assert bed.s.state in (SafetyState.IDLE, SafetyState.OFF, SafetyState.FAULT)
+    assert not bed.request().delivered
+    assert not bed.press().delivered
+
+
+def test_stop_works_in_every_state():
+    for state in SafetyState:
+        bed = Bed().armed()
+        if state is SafetyState.STIMULATING:
+            bed.request()
+        bed.s.state = state
+        assert bed.do(Kind.STOP, text="x").output is Output.STOP
+
+
+def test_fault_latches_until_cleared_with_words():
+    bed = Bed().armed()
+    bed.do(Kind.DEVICE_FAULT, text="electrode error")
+    assert bed.do(Kind.ARM, ok=True).output is Output.NONE
+    bed.do(Kind.CLEAR, text=" ")
+    assert bed.s.state is SafetyState.FAULT
+    bed.do(Kind.CLEAR, text="electrode stuck on again")
+    assert bed.s.state is SafetyState.OFF
+    bed.do(Kind.READY, ok=True)
+    assert bed.s.state is SafetyState.IDLE
+    assert not bed.request().delivered
+
+
+def test_a_new_loop_is_not_trusted_until_armed_again():
+    bed = Bed().armed()
+    bed.do(Kind.LOOP_LOST)
+    assert not bed.s.automatic
+    bed.do(Kind.LOOP_JOINED)
+    bed.do(Kind.HEARTBEAT, ok=True)
+    assert "automatic mode is off" in bed.request().reasons[0]
+    assert bed.press().delivered  # the button works with the loop dead
+    bed.run(10 * S)
+    bed.do(Kind.ARM, ok=True)
+    assert bed.request().delivered
+
+
+def test_arming_without_data_is_for_the_button_only():
+    bed = Bed()
+    bed.do(Kind.READY, ok=True)
+    bed.do(Kind.ARM, ok=True)
+    assert bed.s.state is SafetyState.ARMED
+    assert not bed.s.automatic
+    assert bed.press().delivered
+
+
+def test_arming_expires():
+    bed = Bed().armed()
+    bed.beating = False
+    bed.now += 30 * MINUTE
+    assert bed.do(Kind.TICK).state is SafetyState.ARMED
+    bed.now += 2
+    verdict = bed.do(Kind.TICK)
+    assert (verdict.state, verdict.output) == (SafetyState.IDLE, Output.DISARM)
+
+
+def test_a_stimulator_that_arms_itself_is_stopped():
+    bed = Bed()
+    bed.do(Kind.READY, ok=True)
+    verdict = bed.do(Kind.ARMED)
+    assert verdict.output is Output.STOP
+    assert verdict.state is SafetyState.IDLE
+
+
+# --- the lease, age, order --------------------------------------------------------------------------------------------------------
+def test_a_silent_loop_ends_the_train_within_the_lease():
+    bed = Bed().armed()
+    bed.request()
+    bed.run(60 * MS)
+    silent = bed.now
+    bed.beating = False
+    bed.run(S)
+    assert bed.pulses[-1][0] - silent <= LEASE_NS
+    assert bed.s.state is SafetyState.ARMED
+
+
+def test_no_data_ends_the_train_at_once():
+    bed = Bed().armed()
+    bed.request()
+    bed.run(60 * MS)
+    n = len(bed.pulses)
+    bed.do(Kind.HEARTBEAT, ok=False)
+    bed.beating = False
+    bed.run(S)
+    assert len(bed.pulses) == n
+
+
+def test_a_silent_loop_does_not_end_a_persons_train():
+    bed = Bed().armed()
+    bed.press()
+    bed.beating = False
+    bed.run(S)
+    assert len(bed.pulses) == 25
+
+
+@pytest.mark.parametrize(("age_ns", "leaves"), [(0, True), (MAX_TRIGGER_AGE_NS, True), (MAX_TRIGGER_AGE_NS + 1, False), (-1, False)])
+def test_old_triggers_are_dropped(age_ns, leaves):
+    for how in ("request", "press"):
+        bed = Bed().armed()
+        assert getattr(bed, how)(issued_ns=bed.now - age_ns).delivered is leaves
+
+
+@pytest.mark.parametrize(("age_ns", "leaves"), [(100 * MS, True), (100 * MS + 1, False), (-251 * MS, False)])
+def test_stale_samples_never_stimulate(age_ns, leaves):
+    bed = Bed().armed()
+    assert bed.request(sample_ns=bed.now - age_ns).delivered is leaves
+
+
+def test_a_request_counts_once():
+    bed = Bed().armed()
+    assert bed.request().delivered
+    bed.run(10 * S)
+    assert not bed.request(number=1, event_id=9).delivered
+
+
+# --- limits: refused, never clipped -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"current_ua": 20_500},
+        {"current_ua": 0},
+        {"current_ua": -500},
+        {"current_ua": 300},
+        {"current_ua": 10**30},
+        {"duration_us": 500_001},
+        {"duration_us": 0},
+        {"duration_us": -1},
+        {"train": 1},
+        {"train": -1},
+        {"cause": 0},
+        {"cause": Cause.MANUAL},
+        {"event_id": 0},
+        {"number": 0},
+    ],
+)
+def test_requests_outside_the_prescription_are_refused(wrong):
+    bed = Bed().armed()
+    verdict = bed.request(**wrong)
+    assert not verdict.delivered
+    assert verdict.reasons
+    bed.run(S)
+    assert bed.pulses == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_current_ua": 60_001}, "max_current_ua"),
+        ({"max_charge_nc": 30_001}, "max_charge_nc"),
+        ({"electrode_area_mm2": 0}, "electrode_area_mm2"),
+        ({"electrode_area_mm2": True}, "electrode_area_mm2"),
+        ({"electrode_area_mm2": 25.0}, "electrode_area_mm2"),
+        ({"look_ns": 99 * MS}, "look_ns"),
+        ({"refractory_ns": S - 1}, "refractory_ns"),
+        ({"max_on_time_60s_ns": 20 * S + 1}, "max_on_time_60s_ns"),
+        ({"max_auto_events_1h": 61}, "max_auto_events_1h"),
+        ({"trains": (replace(TRAIN, current_ua=20_500),)}, "current_ua"),
+        ({"trains": (replace(TRAIN, current_ua=19_700),)}, "multiple"),
+        ({"trains": (replace(TRAIN, phase_width_us=1001),)}, "phase_width_us"),
+        ({"trains": (replace(TRAIN, phase_width_us=19),)}, "phase_width_us"),
+        ({"trains": (replace(TRAIN, pulse_rate_mhz=100_001),)}, "pulse_rate_mhz"),
+        ({"trains": (replace(TRAIN, duration_us=2_000_001),)}, "duration_us"),
+        ({"trains": (replace(TRAIN, ramp_up_us=400_001),)}, "ramp"),
+        ({"trains": (replace(TRAIN, phase_width_us=501),)}, "charge"),
+        ({"electrode_area_mm2": 200}, "rms density"),
+    ],
+)
+def test_prescriptions_beyond_the_hard_limits_are_refused(changes, words):
+    assert check_prescription(RX) == []
+    wrong = check_prescription(replace(RX, **changes))
+    assert any(words in reason for reason in wrong), wrong
+
+
+def test_rms_density_figure():
+    # 60 mA, 500 us, 50 Hz: 0.54 mA/cm² on 25 cm², 2.68 on 5 cm² (safety requirement A5)
+    strong = replace(RX, trains=(replace(TRAIN, current_ua=60_000),), max_current_ua=60_000, max_charge_nc=30_000)
+    assert check_prescription(strong) == []
+    assert any("rms density" in reason for reason in check_prescription(replace(strong, electrode_area_mm2=500)))
+
+
+# --- the dose ---------------------------------------------------------------------------------------------------------------------
+def test_refractory_time_counts_for_loop_and_person_alike():
+    for first, second in itertools.product(("request", "press"), repeat=2):
+        bed = Bed().armed()
+        assert getattr(bed, first)().delivered
+        bed.run(500 * MS + 2_990 * MS)
+        assert not getattr(bed, second)().delivered
+        bed.run(20 * MS)
+        assert getattr(bed, second)().delivered
+
+
+def test_an_event_goes_on_after_a_look_and_ends_at_its_limit():
+    bed = Bed().armed()
+    for _ in range(20):  # 20 trains of 0.5 s are 10 s
+        assert bed.request(event_id=1).delivered
+        bed.run(501 * MS)
+        assert bed.request(event_id=1).refused  # no look yet
+        bed.run(120 * MS)
+    assert "event would pass 10 s" in bed.request(event_id=1).reasons[0]
+    assert "refractory" in bed.request(event_id=2).reasons[0]
+    bed.run(3 * S)
+    assert bed.request(event_id=2).delivered
+
+
+def test_press_during_a_train_changes_nothing():
+    bed = Bed().armed()
+    bed.request()
+    bed.run(100 * MS)
+    assert bed.press().refused == -1
+    bed.run(S)
+    assert len(bed.pulses) == 25
+
+
+def test_sixty_automatic_events_an_hour_then_a_person():
+    bed = Bed(replace(RX, max_events_10min=30, max_auto_events_1h=5)).armed()
+    for _ in range(5):
+        assert bed.request().delivered
+        bed.run(30 * S)
+    assert not bed.request().delivered
+    assert bed.s.state is SafetyState.LOCKOUT
+    bed.do(Kind.ARM, ok=True)
+    assert bed.request().delivered
+
+
+def test_missed_slots_are_not_made_up_for():
+    bed = Bed().armed()
+    bed.request()
+    bed.now += 130 * MS  # guard was held up
+    bed.do(Kind.HEARTBEAT, ok=True)
+    bed.run(S)
+    times = [t for t, _ in bed.pulses]
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 10 * MS
+    assert len(times) < 25
+    assert times[-1] - times[0] <= 480 * MS
+
+
+def test_a_lost_acknowledgement_is_a_fault_and_counts():
+    bed = Bed().armed()
+    bed.acking = False
+    bed.request()
+    assert bed.s.pulses_total == 1
+    bed.run(ACK_TIMEOUT_NS + 2 * MS)
+    assert bed.s.state is SafetyState.FAULT
+    assert len(bed.pulses) == 1
+
+
+def test_a_late_acknowledgement_withholds_the_next_pulse():
+    bed = Bed().armed()
+    bed.acking = False
+    bed.request()
+    bed.run(25 * MS)
+    assert len(bed.pulses) == 1
+    bed.do(Kind.ACK)
+    bed.acking = True
+    bed.run(S)
+    times = [t for t, _ in bed.pulses]
+    assert times[1] - times[0] == 40 * MS
+
+
+# --- whatever comes in ------------------------------------------------------------------------------------------------------------
+EVENTS = st.builds(
+    dict,
+    kind=st.sampled_from([*Kind, *[Kind.REQUEST, Kind.TRIGGER, Kind.HEARTBEAT, Kind.TICK, Kind.ACK] * 3, Kind.ARM, Kind.READY]),
+    wait=st.sampled_from([0, 1, 5, 20, 100, 121, 500, 3000, 30_000]),
+    age=st.sampled_from([0, 1, 100, 250, 251, -5]),
+    number=st.one_of(st.none(), st.integers(-5, 500)),
+    event_id=st.integers(-1, 4),
+    train=st.integers(-1, 2),
+    current_ua=st.sampled_from([20_000, 20_000, 500, 20_500, 60_000, -500, 0, 10**12]),
+    duration_us=st.sampled_from([500_000, 500_000, 20_000, 1, 0, 2_000_000, -7]),
+    cause=st.sampled_from([1, 1, 2, 3, 0, 9]),
+    ok=st.booleans(),
+    text=st.sampled_from(["", "x"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=120))
+def test_nothing_outside_the_rules_ever_leaves(steps):
+    s, now, number = Supervisor(RX), 1000 * S, 0
+    pulses, trains, armed = [], [], False
+    for step in steps:
+        now += step["wait"] * MS
+        number += 1
+        event = Event(
+            step["kind"],
+            now,
+            issued_ns=now - step["age"] * MS,
+            sample_ns=now - step["age"] * MS,
+            number=number if step["number"] is None else step["number"],
+            event_id=step["event_id"],
+            train=step["train"],
+            current_ua=step["current_ua"],
+            duration_us=step["duration_us"],
+            cause=step["cause"],
+            ok=step["ok"],
+            text=step["text"],
+        )
+        before = copy.copy(s)
+        verdict = s.step(event)
+        assert copy.copy(before).step(event) == verdict  # pure: the same state and event, the same verdict
+        if verdict.output is Output.ARM:
+            verdict = s.step(Event(Kind.ARMED, now))
+            armed = True
+        if event.kind in (Kind.STOP, Kind.DISARM, Kind.DAEMON_LOST, Kind.DEVICE_FAULT):
+            armed = False
+            assert not verdict.delivered
+        if verdict.delivered:
+            assert armed
+            assert verdict.state is SafetyState.STIMULATING
+            assert 500 <= verdict.current_ua <= 20_000
+            assert verdict.current_ua % 500 == 0
+            if pulses:
+                assert now - pulses[-1] >= HARD.min_pulse_spacing_ns - TRAIN.pulse_ns
+            if event.kind in (Kind.REQUEST, Kind.TRIGGER):
+                if trains:
+                    assert now - pulses[-1] >= 120 * MS
+                trains.append(now)
+            pulses.append(now)
+        assert verdict.output is not Output.PULSE or verdict.delivered
+    for start in pulses:
+        on_time = sum(TRAIN.period_ns for t in pulses if start <= t < start + MINUTE)
+        assert on_time <= 20 * S + TRAIN.period_ns
+    assert s.pulses_total == len(pulses)
