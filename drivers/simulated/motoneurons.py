@@ -38,7 +38,12 @@ M_ON, M_OFF = exp(-22.0 * TICK_MS), exp(-13.0 * TICK_MS)
 H_ON, H_OFF = exp(-4.0 * TICK_MS), exp(-0.5 * TICK_MS)
 N_ON, N_OFF = exp(-1.5 * TICK_MS), exp(-0.1 * TICK_MS)
 Q_ON = exp(-1.5 * TICK_MS)
-P_ON = exp(-0.008 * TICK_MS)  # the PIC switches on with tau 125 ms
+P_ON = 0.008 * TICK_MS  # the PIC switches on with tau 125 ms (Elias & Kohn 2012)
+# ... and not at once: a PIC needs more than 100 ms (J Neurophysiol 2004, in the physiology notes 2). The switch between on and off is
+# therefore smoothed, which leaves the established PIC as published and delays its rise and its fall (ours).
+Z_KEEP = exp(-TICK_MS / 80.0)
+
+PIC_HALF_INACTIVATION = 0.1  # slow inactivation, so that a spasm ends by itself (ours: the published model's never do)
 
 NOISE_TAU_MS = 4.0  # synaptic noise, independent part < 50 Hz (pool ranges)
 NOISE_KEEP = exp(-SAMPLE_MS / NOISE_TAU_MS)
@@ -58,7 +63,7 @@ class Pool(NamedTuple):
     v_threshold_mv, v_pic_mv : (n_units,) float64
         Spike threshold; soma potential above which the PIC switches on.
     q_off, p_off : (n_units,) float64
-        Decay of the slow potassium gate and of the PIC, per tick.
+        What one tick leaves of the slow potassium gate; what it takes from the PIC.
     noise_na : (n_units,) float64
         Standard deviation of the synaptic noise current.
     axon_delay_ms : (n_units,) float64
@@ -105,8 +110,9 @@ class Cells(NamedTuple):
     Attributes
     ----------
     v_dendrite_mv, v_soma_mv : (n_units,) float64
-    m, h, n, q, p, s : (n_units,) float64
-        Gates: sodium, fast and slow potassium; PIC activation p and its slow availability s.
+    m, h, n, q, z, p, s : (n_units,) float64
+        Gates: sodium, fast and slow potassium; share of the recent past in which the PIC was switched on, PIC activation, and the PIC's
+        slow availability.
     noise : (n_units,) float64
         Ornstein-Uhlenbeck noise, standard deviation 1.
     since_spike : (n_units,) int64, ticks
@@ -122,6 +128,7 @@ class Cells(NamedTuple):
     h: NDArray[np.float64]
     n: NDArray[np.float64]
     q: NDArray[np.float64]
+    z: NDArray[np.float64]
     p: NDArray[np.float64]
     s: NDArray[np.float64]
     noise: NDArray[np.float64]
@@ -207,7 +214,7 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
         v_threshold_mv=threshold,
         v_pic_mv=threshold - u["pic_below_mv"],
         q_off=np.exp(-u["beta_q"] * TICK_MS),
-        p_off=np.exp(-u["beta_p"] * TICK_MS),
+        p_off=u["beta_p"] * TICK_MS,
         noise_na=NOISE_OF_RHEOBASE * u["rheobase_na"],
         axon_delay_ms=1e3 * NERVE_M / u["velocity_m_per_s"],
         muap_uv=1e3 * u["muap_mv"][:, None] * mirrored * np.exp(-depth_mm / 5.0) * gain,
@@ -259,7 +266,7 @@ def discharge(
     excitation : (n_samples,) float64
         Dendritic excitation, fraction of `g_input`.
     pic_tau_ms : (n_samples,) float64
-        Time constant of the PIC's slow availability: ds/dt = (1 - p - s) / tau.
+        Time constant of the PIC's slow availability: ds/dt = (s_inf(p) - s) / tau, s_inf = 1 / (1 + (p / 0.1)^2).
     inhibition_steps : (>= n_samples * TICKS,) float64
         What is added to the dendritic inhibition at each tick, fraction of `g_input`.
     white : (n_samples, n_units) float64
@@ -287,7 +294,8 @@ def discharge(
         p_sum = 0.0
         for u in range(n_units):
             vd, vs = cells.v_dendrite_mv[u], cells.v_soma_mv[u]
-            m, h, n, q, p, s = cells.m[u], cells.h[u], cells.n[u], cells.q[u], cells.p[u], cells.s[u]
+            m, h, n, q = cells.m[u], cells.h[u], cells.n[u], cells.q[u]
+            z, p, s = cells.z[u], cells.p[u], cells.s[u]
             since = cells.since_spike[u]
             cells.noise[u] = cells.noise[u] * NOISE_KEEP + kick * white[i, u]
             noise_na = cells.noise[u] * pool.noise_na[u]
@@ -319,15 +327,17 @@ def discharge(
                         n = 0.0
                     if q < GATE_FLOOR:
                         q = 0.0
-                if vs > pool.v_pic_mv[u]:
-                    p = 1.0 + (p - 1.0) * P_ON
-                else:
-                    p = p * pool.p_off[u]
-                    if p < GATE_FLOOR:
-                        p = 0.0
+                z = z * Z_KEEP if vs <= pool.v_pic_mv[u] else 1.0 + (z - 1.0) * Z_KEEP
+                p += z * P_ON * (1.0 - p) - (1.0 - z) * pool.p_off[u] * p
+                if p < GATE_FLOOR:
+                    p = 0.0
+                if z < GATE_FLOOR:
+                    z = 0.0
             cells.v_dendrite_mv[u], cells.v_soma_mv[u] = vd, vs
-            cells.m[u], cells.h[u], cells.n[u], cells.q[u], cells.p[u] = m, h, n, q, p
-            cells.s[u] = s + (1.0 - p - s) * SAMPLE_MS / pic_tau_ms[i]
+            cells.m[u], cells.h[u], cells.n[u], cells.q[u] = m, h, n, q
+            cells.z[u], cells.p[u] = z, p
+            available = 1.0 / (1.0 + (p / PIC_HALF_INACTIVATION) ** 2)
+            cells.s[u] = s + (available - s) * SAMPLE_MS / pic_tau_ms[i]
             cells.since_spike[u] = since
             p_sum += p
         if (first_sample + i) % 2 == 0:

@@ -55,9 +55,13 @@ ELECTROMECHANICAL_DELAY_MS = 12.0  # evoked contraction 11 to 17 ms (10.1371/jou
 # Weights of the noise sources: one of each electrode pair, one common to all, one of the tibialis' background activity.
 NOISE_MIX_UV = np.vstack([np.diag([5.0, 5.0, 5.0, 5.0]), [2.0, 2.0, 2.0, 2.0], [0.3, 0.3, 2.5, 2.5]])
 
+# --- spasms: ranges of the draws (ours) -------------------------------------------------------------------------------------------
+FIRST_S, GAP_S = (2.0, 4.0), (6.5, 9.5)  # from the go to the first, and from one to the next
+RISE_MS, DRIVE_MS, DRIVE_STRENGTH, PIC_TAU_MS = (15.0, 50.0), (250.0, 400.0), (0.30, 0.40), (1500.0, 3000.0)  # see `Drive`
+LAST_SPASM_S = 3.0  # no spasm starts in that last part of a run
+
 MAX_BLOCK = 100  # samples stepped at once; longer calls are cut
 AHEAD_MS = 64  # the latest effect of a pulse or spike: axon 18 + MUAP 13, or axon 18 + delay 12, or M-wave 4 + 12
-LAST_SPASM_S = 3.0  # no spasm starts in that last part of a run
 
 
 def motor_threshold_ma(phase_width_us: float) -> float:
@@ -191,13 +195,11 @@ class Patient:
         """Let spasms come from that EMG sample on: the first after 2 to 4 s, then one every 6.5 to 9.5 s (ours)."""
         self.go_sample = sample
         self._last_start = np.inf if until_s is None else sample + (until_s - LAST_SPASM_S) * SAMPLE_RATE_HZ
-        self._drives = [self._next_drive(sample, 2.0, 4.0)]
+        self._drives = [self._next_drive(sample, FIRST_S)]
 
-    def _next_drive(self, after: int, least_s: float, most_s: float) -> Drive:
-        gap_s, rise_ms, duration_ms, strength, pic_tau_ms = self._chance.uniform(
-            (least_s, 15.0, 250.0, 0.30, 1500.0), (most_s, 50.0, 400.0, 0.40, 3000.0)
-        )
-        return Drive(after + round(gap_s * SAMPLE_RATE_HZ), rise_ms, duration_ms, strength, pic_tau_ms)
+    def _next_drive(self, after: int, gap_s: tuple[float, float]) -> Drive:
+        drawn = (self._chance.uniform(*bounds) for bounds in (RISE_MS, DRIVE_MS, DRIVE_STRENGTH, PIC_TAU_MS))
+        return Drive(after + round(self._chance.uniform(*gap_s) * SAMPLE_RATE_HZ), *drawn)
 
     def advance(self, n_samples: int, pulses: Sequence[Pulse] = ()) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Live on for `n_samples` of EMG and give what the electrodes and the torque sensor show.
@@ -264,7 +266,7 @@ class Patient:
         excitation, pic_tau_ms = np.zeros(n), np.full(n, 2000.0)
         samples = np.arange(first, first + n)
         if self._drives and self._drives[-1].start < first + n:
-            self._drives.append(self._next_drive(self._drives[-1].start, 6.5, 9.5))
+            self._drives.append(self._next_drive(self._drives[-1].start, GAP_S))
         for drive in self._drives[-2:]:  # gaps are longer than drives: one acts at a time
             if drive.start < first + n and drive.start <= self._last_start:
                 since = slice(max(0, drive.start - first), n)

@@ -1,0 +1,178 @@
+"""The detector on signals whose truth is known."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from scipy.signal import butter, sosfilt
+
+from controller import replay, settings
+from controller.detector import SpasmDetector
+from drivers.base import Chunk
+from drivers.sources import files
+
+CONFIG = settings.load(Path(__file__).resolve().parents[1] / "config" / "demo.toml")
+RATE_HZ = 2000
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def emg_noise(rng, seconds, rms_uv, low_hz=20, high_hz=450):
+    """(n, 4) EMG-shaped noise."""
+    x = sosfilt(butter(2, (low_hz, high_hz), "bandpass", fs=RATE_HZ, output="sos"), rng.standard_normal((round(seconds * RATE_HZ), 4)), axis=0)
+    return x * rms_uv / x[1000:].std()
+
+
+def run(emg_uv, block=4, hold_until_s=0.0, config=CONFIG, start_s=100.0, detector=None):
+    """Feed a detector; returns [(decided_s, onset_s)] of each activation, both from the start of the signal."""
+    detector = detector or SpasmDetector(config)
+    out, was = [], False
+    for at in range(0, len(emg_uv), block):
+        part = np.ascontiguousarray(emg_uv[at : at + block])
+        t_s = start_s + np.arange(at, at + len(part)) / RATE_HZ
+        d = detector.update(Chunk(part, t_s, np.zeros((0, 1)), np.zeros(0), np.zeros((0, 3)), 0), hold_until_s)[0]
+        if d.active and not was:
+            out.append((d.decided_s - start_s, d.onset_s - start_s))
+        was = d.active
+    return out
+
+
+def with_spasms(rng, seconds, onsets_s, noise_uv=8.0, spasm_uv=60.0, length_s=1.0):
+    x = emg_noise(rng, seconds, noise_uv)
+    burst = emg_noise(rng, length_s + 1, spasm_uv, 30, 300)[RATE_HZ:]
+    rise = np.minimum(1.0, np.arange(len(burst)) / (0.03 * RATE_HZ))[:, None]
+    for onset_s in onsets_s:
+        at = round(onset_s * RATE_HZ)
+        x[at : at + len(burst)] += burst * rise
+    return x
+
+
+def test_spasms_are_found_once_each_and_soon():
+    rng = np.random.default_rng(1)
+    onsets_s = np.arange(5.0, 58.0, 4.0)
+    found = run(with_spasms(rng, 60, onsets_s))
+    assert len(found) == len(onsets_s)
+    delays_ms = [(decided - onset) * 1e3 for (decided, _), onset in zip(found, onsets_s, strict=True)]
+    assert 0 < np.median(delays_ms) < 25
+    assert max(delays_ms) < 40
+    back_dated_ms = [abs(estimate - onset) * 1e3 for (_, estimate), onset in zip(found, onsets_s, strict=True)]
+    assert np.median(back_dated_ms) < 15
+
+
+def test_quiet_noise_gives_no_alarm():
+    for seed in range(3):
+        assert run(emg_noise(np.random.default_rng(seed), 120, 8.0), block=200) == []
+
+
+def test_noise_that_grows_slowly_is_still_noise():
+    x = emg_noise(np.random.default_rng(3), 120, 8.0)
+    assert run(x * np.linspace(1.0, 3.0, len(x))[:, None], block=200) == []
+
+
+def test_activity_while_learning_does_not_blind_the_detector():
+    rng = np.random.default_rng(4)
+    found = run(with_spasms(rng, 20, [0.5, 10.0]), block=20)
+    assert any(10.0 < decided < 10.04 for decided, _ in found)
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=30), st.integers(0, 3))
+def test_the_block_size_never_matters(blocks, seed):
+    rng = np.random.default_rng(seed)
+    x = with_spasms(rng, 6, [3.5], noise_uv=8.0, spasm_uv=40.0)
+    f = np.cumsum(rng.standard_normal((3000, 1)), axis=0) * 0.2
+    a, b = SpasmDetector(CONFIG), SpasmDetector(CONFIG)
+
+    def feed(detector, cuts, f_cuts):
+        seen = None
+        for (p, q), (r, s) in zip(cuts, f_cuts, strict=True):
+            t, ft = 50 + np.arange(p, q) / RATE_HZ, 50 + np.arange(r, s) / 1000
+            seen = detector.update(Chunk(np.ascontiguousarray(x[p:q]), t, np.ascontiguousarray(f[r:s]), ft, np.zeros((0, 3)), 0), 50.3)
+        return seen
+
+    edges = np.unique(np.minimum(np.cumsum([0, *blocks, *[701] * 40]), len(x)))
+    one = feed(a, [(0, len(x))], [(0, len(f))])
+    many = feed(b, list(zip(edges, edges[1:], strict=False)), [(e // 4, g // 4) for e, g in zip(edges, edges[1:], strict=False)])
+    assert repr(one) == repr(many)  # repr: NaN equals NaN
+    for rule_a, rule_b in zip((*a.emg, *a.force), (*b.emg, *b.force), strict=True):
+        for name, value in vars(rule_a).items():
+            if isinstance(value, np.ndarray):
+                assert np.array_equal(value, getattr(rule_b, name), equal_nan=True), name
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_samples_never_trigger_and_are_forgotten(bad):
+    rng = np.random.default_rng(5)
+    x = with_spasms(rng, 20, [15.0])
+    x[10_000:10_020, 0] = bad
+    x[12_000, :] = bad
+    assert [round(decided) for decided, _ in run(x, block=7)] == [15]
+
+
+def test_a_gap_does_not_trigger():
+    rng = np.random.default_rng(6)
+    detector = SpasmDetector(CONFIG)
+    assert run(emg_noise(rng, 5, 8.0) + 3000.0, detector=detector) == []
+    assert run(emg_noise(rng, 5, 8.0) - 3000.0, detector=detector, start_s=200.0) == []
+
+
+def test_held_samples_are_not_evidence():
+    rng = np.random.default_rng(7)
+    x = emg_noise(rng, 10, 8.0)
+    x[8000:9000:40] += 3000.0  # artefacts, 50 Hz, from 4.0 to 4.5 s
+    detector = SpasmDetector(CONFIG)
+    assert run(x[:8000], detector=detector) == []
+    found = run(x[8000:9100], detector=detector, start_s=104.0, hold_until_s=104.525)
+    assert found == []
+    assert run(x[9100:], detector=detector, start_s=104.55) == []
+    assert run(x)  # and without the hold they would have been
+
+
+def test_smaller_activity_than_the_floor_is_no_spasm():
+    rng = np.random.default_rng(8)
+    x = with_spasms(rng, 20, [10.0], noise_uv=1.0, spasm_uv=5.0)
+    assert run(x) == []
+    low = replace_floor(CONFIG, 0.5)
+    assert len(run(x, config=low)) == 1
+
+
+def replace_floor(config, floor_uv):
+    rule = config.emg_rules[0].model_copy(update={"floor_uv": floor_uv})
+    return config.model_copy(update={"emg_rules": (rule,)})
+
+
+def test_force_that_rises_fast_triggers_and_drift_does_not():
+    rng = np.random.default_rng(9)
+    t = np.arange(0, 30, 0.001)
+    f = 20 + 0.3 * t + 0.05 * rng.standard_normal(len(t))
+    f += 10 * np.clip((t - 15) / 0.2, 0, 1) * (t < 18)
+    detector = SpasmDetector(CONFIG)
+    decided = []
+    for at in range(0, len(f), 10):
+        chunk = Chunk(np.zeros((0, 4)), np.zeros(0), f[at : at + 10, None].copy(), 50 + t[at : at + 10], np.zeros((0, 3)), 0)
+        d = detector.update(chunk, 0.0)[1]
+        if d.active:
+            decided.append(d.decided_s - 50)
+    assert 15.02 < decided[0] < 15.12
+    assert set(decided) == {decided[0]}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="tscs_sci_verma: the folder of real recordings is not here")
+def test_the_five_contractions_of_a_real_record_and_nothing_else():
+    rec = files.load(DATA / "tscs_sci_verma" / "SingleCh_StimOFF.mat")
+    found = replay.detect(rec, replay.settings_for(rec, floor_uv=90.0, threshold=30.0, noise_time_s=30.0, high_pass_hz=80.0, off_ratio=1.5))
+    assert len(found) == 5
+    assert np.allclose([spasm["onset_s"] for spasm in found], [27.0, 39.6, 50.5, 63.6, 73.5], atol=0.5)
+    assert all(2.0 < spasm["offset_s"] - spasm["onset_s"] < 4.5 for spasm in found)
+
+
+def test_recorded_and_replayed_settings_are_the_ones_stated():
+    rec = files.Recording(np.zeros((10, 2)), "raw", 1000.0, ("a", "b"), None, None, (), "", Path("x"), [])
+    config = replay.settings_for(rec, 12.5, 21.0, 5.0, 70.0, 2.0)
+    rule = config.emg_rules[0]
+    assert (rule.floor_uv, rule.threshold, rule.noise_time_s, rule.high_pass_hz, rule.off_ratio) == (12.5, 21.0, 5.0, 70.0, 2.0)
+    with pytest.raises(settings.SettingsError, match="high_pass_hz"):
+        replay.settings_for(replace(rec), 12.5, 21.0, 5.0, 450.0, 2.0)
