@@ -16,7 +16,7 @@ import tempfile
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from controller import messages, settings
 
@@ -141,7 +141,7 @@ def body(folder: Path, seed: int, source_id: str, *more: str) -> Bench:
 class LiveDaemon:
     """`calmloop run` as a child, spoken to as anybody would: by its control socket and its status file."""
 
-    def __init__(self, config: Settings, bed: str, folder: Path, quiet: bool) -> None:
+    def __init__(self, config: Settings, bed: str, folder: Path, errors: IO[str] | None = None) -> None:
         path = folder / "settings.toml"
         path.write_text(config.to_toml())
         self.bed = bed
@@ -149,7 +149,7 @@ class LiveDaemon:
             [sys.executable, "-m", "controller", "run", str(path), "--bed", bed],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if quiet else None,
+            stderr=errors,
         )
 
     def check(self) -> None:
@@ -203,7 +203,7 @@ class LiveDaemon:
             return self.popen.wait()
 
 
-def run(seconds: float, seed: int, config: Settings, bed: str, quiet: bool) -> dict[str, Any]:
+def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]:
     """One closed loop from start to summary.
 
     Raises
@@ -220,7 +220,7 @@ def run(seconds: float, seed: int, config: Settings, bed: str, quiet: bool) -> d
         session = None
         try:
             config = pointed_at(config, bench.port, source_id)
-            daemon = LiveDaemon(config, bed, work, quiet)
+            daemon = LiveDaemon(config, bed, work)
             say("waiting for the loop to hear the body and to learn its noise")
             session = Path(daemon.wait_until_quiet(bench)["session"])
             daemon.arm()
@@ -285,7 +285,7 @@ def command(args: argparse.Namespace) -> int:
         say(str(error))
         return 2
     try:
-        result = run(args.seconds, args.seed, config, args.bed or f"demo-{os.getpid()}", args.json)
+        result = run(args.seconds, args.seed, config, args.bed or f"demo-{os.getpid()}")
     except DemoError as error:
         say(f"demo: {error}")
         return 1

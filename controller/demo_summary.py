@@ -50,8 +50,8 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
     judged = next(row["summary"] for row in log if "summary" in row)
     recorded = recording.load(session)
 
-    withheld = simulate(seed, truth["n_samples"], truth["go_sample"], [], seconds)
-    spasms, others = truth["spasms"], withheld.spasms
+    _, _, withheld = simulate(seed, truth["n_samples"], truth["go_sample"], (), seconds)
+    spasms, others = truth["spasms"], withheld["spasms"]
     pulse_s = np.array([p["pulse_ns"] * 1e-9 for p in pulses])
     firsts = np.flatnonzero(np.diff(pulse_s, prepend=-np.inf) > TRAIN_GAP_S)
     mine, strays = _assign(spasms, pulse_s[firsts])

@@ -289,7 +289,7 @@ def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
             bench = demo.Bench(work, source, "the player")
         except demo.DemoError as error:
             raise DeviceNotFoundError(str(error)) from None
-        daemon = demo.LiveDaemon(demo.pointed_at(config, bench.port, f"calmloop-{bed}"), bed, work, args.json)
+        daemon = demo.LiveDaemon(demo.pointed_at(config, bench.port, f"calmloop-{bed}"), bed, work)
         try:
             daemon.wait_until_listening()
             bench.source.send("go")

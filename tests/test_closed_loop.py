@@ -1,0 +1,222 @@
+"""The whole of it, over real wires: the demo as anybody runs it, replay of its session, and the death of each process mid-spasm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyxdf
+import pytest
+
+from controller import demo, messages, recording, replay, settings
+from controller.audit import first_bad_row
+from controller.supervisor import LEASE_NS
+
+CALMLOOP = [sys.executable, "-m", "controller"]
+
+
+def calmloop(*args, timeout_s=120):
+    return subprocess.run([*CALMLOOP, *args], capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@pytest.fixture(scope="module")
+def demo_result(tmp_path_factory):
+    """One demo of 20 s, shared by the tests that look at it."""
+    sessions = tmp_path_factory.mktemp("sessions")
+    env_folder = tmp_path_factory.mktemp("run")
+    answer = subprocess.run(
+        [*CALMLOOP, "demo", "--headless", "--seconds", "20", "--seed", "3", "--json", "--sessions", str(sessions)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env={**os.environ, "CALMLOOP_RUNTIME_DIR": str(env_folder)},
+    )
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    return json.loads(answer.stdout)
+
+
+def test_the_demo_hears_and_answers_every_spasm(demo_result):
+    r = demo_result
+    assert r["spasms"]["n"] >= 2
+    assert r["spasms"] == {"n": r["spasms"]["n"], "detected": r["spasms"]["n"], "missed": 0, "false_triggers": 0}
+    assert r["onset_to_first_pulse_ms"]["median"] <= 60
+    assert r["spasm_area"]["reduction"] >= 0.5
+    assert r["samples"]["lost"] == 0
+    assert r["samples"]["recorded"] == r["samples"]["seen"] == r["samples"]["produced"] >= 20 * 2000
+    assert r["stimulator"]["outside_limits"] == r["stimulator"]["frames_refused"] == 0
+    assert 0 < r["stimulator"]["max_current_ma"] <= 20
+    assert set(r["stages_ms"]) == {"signal", "block", "transport", "compute", "guard", "wire", "device"}
+    total = sum(stage["median"] for stage in r["stages_ms"].values())
+    assert total == pytest.approx(r["onset_to_first_pulse_ms"]["median"], abs=15)
+
+
+def test_its_session_replays_to_the_same_decisions(demo_result):
+    result = replay.replay_session(recording.Path(demo_result["session"]))
+    assert result.identical, result.first_difference
+    assert result.cycles > 5000
+    assert result.guard_events > 1000
+    assert result.pulses == demo_result["stimulator"]["pulses"]
+
+
+def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
+    folder = recording.Path(demo_result["session"])
+    copy = tmp_path / "changed"
+    copy.mkdir()
+    (copy / "signals.xdf").write_bytes((folder / "signals.xdf").read_bytes())
+    (copy / "settings.toml").write_text((folder / "settings.toml").read_text().replace("threshold = 30.0", "threshold = 31.0"))
+    answer = calmloop("replay", str(copy), "--json")
+    assert answer.returncode == 1
+    difference = json.loads(answer.stdout)["first_difference"]
+    assert difference["cycle"] == 1
+    assert (difference["recorded"], difference["replayed"]) == (30.0, 31.0)
+
+
+def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result):
+    folder = recording.Path(demo_result["session"])
+    streams, _ = pyxdf.load_xdf(folder / "signals.xdf", dejitter_timestamps=False)
+    sizes = {stream["info"]["name"][0]: len(stream["time_stamps"]) for stream in streams}
+    assert sizes["EMG"] == demo_result["samples"]["recorded"]
+    assert sizes["pulses"] == demo_result["stimulator"]["pulses"]
+    assert first_bad_row(folder / "audit.sqlite") is None
+    assert oct(folder.stat().st_mode & 0o777) == "0o700"
+
+
+# --- the death of each process ----------------------------------------------------------------------------------------------------
+class Ward:
+    """Bench, daemon and a spasm that is being treated."""
+
+    def __init__(self, folder):
+        self.bench = demo.body(folder, 5, "calmloop-kill-test", "--wait")
+        config = settings.load(demo.default_config("demo.toml"))
+        session = config.session.model_copy(update={"folder": str(folder / "sessions")})
+        config = settings.parse(config.model_copy(update={"session": session}).to_toml())
+        self.log = folder / "stimulator.jsonl"
+        self.errors = (folder / "daemon.log").open("w+")
+        self.daemon = demo.LiveDaemon(demo.pointed_at(config, self.bench.port, "calmloop-kill-test"), "ward", folder, self.errors)
+        status = self.daemon.wait_until_quiet(self.bench)
+        self.session, self.children = recording.Path(status["session"]), status["children"]
+        self.daemon.arm()
+        self.bench.source.send("go 60")
+        self.wait_for(lambda: len(self.pulses()) >= 5, 15)
+
+    def pulses(self):
+        return [row for row in map(json.loads, self.log.read_text().splitlines()) if "pulse_ns" in row] if self.log.exists() else []
+
+    def wait_for(self, condition, timeout_s=10):
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def kill(self, pid):
+        os.kill(pid, signal.SIGKILL)
+        return time.monotonic_ns()
+
+    def last_pulse_after_ms(self, killed_ns):
+        return (self.pulses()[-1]["pulse_ns"] - killed_ns) / 1e6
+
+    def said(self):
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def close(self):
+        self.daemon.end()
+        self.bench.close()
+        self.errors.close()
+
+
+@pytest.fixture
+def ward(tmp_path):
+    w = Ward(tmp_path)
+    yield w
+    w.close()
+
+
+def opens(ward):
+    """The recording opens in pyxdf and its whole part replays without a difference."""
+    pyxdf.load_xdf(ward.session / "signals.xdf", dejitter_timestamps=False)
+    result = replay.replay_session(ward.session)
+    assert result.identical, result.first_difference
+    assert result.cycles > 500
+    assert first_bad_row(ward.session / "audit.sqlite") is None
+
+
+def test_loop_killed(ward):
+    killed_ns = ward.kill(ward.children["loop"])
+    time.sleep(0.5)
+    assert ward.last_pulse_after_ms(killed_ns) < LEASE_NS / 1e6
+    ward.wait_for(lambda: messages.ask("ward", {"do": "status"})["loop"] == "alive", 60)  # started again
+    answer = messages.ask("ward", {"do": "status"})
+    assert not answer["automatic"]
+    n = len(ward.pulses())
+    assert messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"]  # the button works
+    time.sleep(0.7)
+    assert len(ward.pulses()) > n
+    assert "loop was killed by SIGKILL" in ward.said()
+    ward.daemon.end()
+    opens(ward)
+
+
+def test_guard_killed(ward):
+    killed_ns = ward.kill(ward.children["guard"])
+    time.sleep(0.5)
+    assert ward.last_pulse_after_ms(killed_ns) < LEASE_NS / 1e6
+    ward.wait_for(lambda: (ward.daemon.status() or {"children": {}})["children"].get("guard") not in (None, ward.children["guard"]), 30)
+
+    def up():
+        try:
+            return messages.ask("ward", {"do": "status"})["state"] == "IDLE"  # not armed
+        except messages.NoBedError:
+            return False
+
+    ward.wait_for(up, 30)
+    assert not messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"]
+    assert "guard was killed by SIGKILL" in ward.said()
+    ward.daemon.end()
+    opens(ward)
+
+
+def test_daemon_killed(ward):
+    killed_ns = ward.kill(ward.daemon.popen.pid)
+    time.sleep(0.5)
+    assert ward.last_pulse_after_ms(killed_ns) < LEASE_NS / 1e6
+    with pytest.raises(messages.NoBedError):
+        messages.ask("ward", {"do": "status"})
+    for pid in ward.children.values():
+        ward.wait_for(lambda pid=pid: not alive(pid))
+    assert "the daemon is gone" in ward.said()
+    opens(ward)
+
+
+def test_body_killed(ward):
+    killed_ns = ward.kill(ward.bench.source.popen.pid)
+    time.sleep(0.5)
+    assert ward.last_pulse_after_ms(killed_ns) < LEASE_NS / 1e6
+    answer = messages.ask("ward", {"do": "status"})
+    assert not answer["data_ok"]
+    assert "no data" in ward.said()
+    with pytest.raises(demo.DemoError, match="simulated body was killed by SIGKILL"):
+        ward.bench.check()
+    ward.daemon.end()
+    opens(ward)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().split(")")[-1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_missing_streams_are_named_before_anything_starts(tmp_path):
+    config = settings.load(demo.default_config("demo.toml")).to_toml().replace("calmloop body", "no such")
+    path = tmp_path / "bed.toml"
+    path.write_text(config.replace('folder = "sessions"', f'folder = "{tmp_path}"'))
+    answer = calmloop("run", str(path))
+    assert answer.returncode == 2
+    assert "[emg] no LSL stream named 'no such EMG'" in answer.stderr
+    assert "[force] no LSL stream named 'no such torque'" in answer.stderr
