@@ -280,8 +280,9 @@ class Guard:
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
         if do == "clear":
+            faulty = self.supervisor.state is SafetyState.FAULT
             verdict = self.take(Event(Kind.CLEAR, now, text=str(command.get("reason", ""))))
-            return {"ok": self.supervisor.state is not SafetyState.FAULT, "reasons": list(verdict.reasons)}
+            return {"ok": faulty and self.supervisor.state is not SafetyState.FAULT, "reasons": list(verdict.reasons)}
         if do == "trigger":
             issued_ns = command.get("issued_ns")
             if type(issued_ns) is not int:

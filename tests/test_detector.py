@@ -22,7 +22,9 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def emg_noise(rng, seconds, rms_uv, low_hz=20, high_hz=450):
     """(n, 4) EMG-shaped noise."""
-    x = sosfilt(butter(2, (low_hz, high_hz), "bandpass", fs=RATE_HZ, output="sos"), rng.standard_normal((round(seconds * RATE_HZ), 4)), axis=0)
+    x = sosfilt(
+        butter(2, (low_hz, high_hz), "bandpass", fs=RATE_HZ, output="sos"), rng.standard_normal((round(seconds * RATE_HZ), 4)), axis=0
+    )
     return x * rms_uv / x[1000:].std()
 
 

@@ -49,7 +49,14 @@ def test_one_spasm_one_train():
     play = Play().run(0.1, True).run(10.0, False)
     assert len(play.requests) == 1
     _, request = play.requests[0]
-    assert (request.number, request.event_id, request.train, request.current_ua, request.duration_us, request.cause) == (1, 1, 0, 20_000, 500_000, 1)
+    assert (request.number, request.event_id, request.train, request.current_ua, request.duration_us, request.cause) == (
+        1,
+        1,
+        0,
+        20_000,
+        500_000,
+        1,
+    )
 
 
 def test_a_spasm_that_persists_gets_trains_with_looks_between_up_to_the_limit():

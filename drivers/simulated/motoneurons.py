@@ -64,6 +64,8 @@ class Pool(NamedTuple):
         Spike threshold; soma potential above which the PIC switches on.
     q_off, p_off : (n_units,) float64
         What one tick leaves of the slow potassium gate; what it takes from the PIC.
+    drive_weight : (n_units,) float64
+        A unit's share of the common excitation, 1 on average.
     noise_na : (n_units,) float64
         Standard deviation of the synaptic noise current.
     axon_delay_ms : (n_units,) float64
@@ -92,6 +94,7 @@ class Pool(NamedTuple):
     v_pic_mv: NDArray[np.float64]
     q_off: NDArray[np.float64]
     p_off: NDArray[np.float64]
+    drive_weight: NDArray[np.float64]
     noise_na: NDArray[np.float64]
     axon_delay_ms: NDArray[np.float64]
     muap_uv: NDArray[np.float64]
@@ -177,7 +180,7 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
     Parameters
     ----------
     rng : numpy.random.Generator
-        Draws each unit's depth under each electrode pair and its MUAP's polarity and order: the patient's anatomy.
+        The patient's anatomy: how units of one rank differ, their depth under each electrode pair, their MUAP's polarity and order.
 
     Returns
     -------
@@ -186,6 +189,13 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
     """
     u = {name: np.concatenate([np.linspace(*TYPES[kind][name], N_OF_TYPE[kind]) for kind in TYPES]) for name in TYPES["S"]}
     rank = len(u["g_ca"])
+
+    # Units of one rank differ: without a spread of thresholds, PICs and drive the pool beats as one (ours).
+    def spread(share: float) -> NDArray[np.float64]:
+        return rng.uniform(1.0 - share, 1.0 + share, rank)
+
+    u["rheobase_na"] *= spread(0.2)
+    u["g_ca"] *= spread(0.1)
     area_s = 2e-5 * pi * u["r_soma_um"] * u["l_soma_um"]  # µS per mS/cm², nF per µF/cm²
     area_d = 2e-5 * pi * u["r_dendrite_um"] * u["l_dendrite_um"]
     axial = RI_OHM_CM * (u["l_dendrite_um"] / (pi * u["r_dendrite_um"] ** 2) + u["l_soma_um"] / (pi * u["r_soma_um"] ** 2))
@@ -215,6 +225,7 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
         v_pic_mv=threshold - u["pic_below_mv"],
         q_off=np.exp(-u["beta_q"] * TICK_MS),
         p_off=u["beta_p"] * TICK_MS,
+        drive_weight=spread(0.2),
         noise_na=NOISE_OF_RHEOBASE * u["rheobase_na"],
         axon_delay_ms=1e3 * NERVE_M / u["velocity_m_per_s"],
         muap_uv=1e3 * u["muap_mv"][:, None] * mirrored * np.exp(-depth_mm / 5.0) * gain,
@@ -274,7 +285,7 @@ def discharge(
     spike_tick, spike_unit : (capacity,) int64
         Filled in place.
     pic_mean : (>= n_samples / 2 + 1,) float64
-        Mean of p over the pool at the even samples (1 kHz), filled in place.
+        Share of the PIC that is open (p s), mean over the pool, at the even samples (1 kHz); filled in place.
 
     Returns
     -------
@@ -291,7 +302,7 @@ def discharge(
             inhibition[k] = cells.inhibition[0]
         if cells.inhibition[0] < GATE_FLOOR:
             cells.inhibition[0] = 0.0
-        p_sum = 0.0
+        open_sum = 0.0
         for u in range(n_units):
             vd, vs = cells.v_dendrite_mv[u], cells.v_soma_mv[u]
             m, h, n, q = cells.m[u], cells.h[u], cells.n[u], cells.q[u]
@@ -300,7 +311,7 @@ def discharge(
             cells.noise[u] = cells.noise[u] * NOISE_KEEP + kick * white[i, u]
             noise_na = cells.noise[u] * pool.noise_na[u]
             gc = pool.g_coupling[u]
-            g_exc = excitation[i] * pool.g_input[u]
+            g_exc = excitation[i] * pool.drive_weight[u] * pool.g_input[u]
             cd, cs = pool.c_dendrite_nf[u] / TICK_MS, pool.c_soma_nf[u] / TICK_MS
             for k in range(TICKS):
                 g_ca = gamma * s * p * pool.g_ca[u]
@@ -339,9 +350,9 @@ def discharge(
             available = 1.0 / (1.0 + (p / PIC_HALF_INACTIVATION) ** 2)
             cells.s[u] = s + (available - s) * SAMPLE_MS / pic_tau_ms[i]
             cells.since_spike[u] = since
-            p_sum += p
+            open_sum += s * p
         if (first_sample + i) % 2 == 0:
-            pic_mean[n_pic] = p_sum / n_units
+            pic_mean[n_pic] = open_sum / n_units
             n_pic += 1
     return n_spikes
 

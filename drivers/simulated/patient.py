@@ -250,9 +250,7 @@ class Patient:
 
         emg_uv[:] = self._muaps[:n] + self._evoked[:n]
         emg_uv += self._mains[np.arange(first, first + n) % self._mains.size, None]
-        electrode_noise(
-            self._electrode.standard_normal(out=self._white_electrodes[:n]), self._low, self._slow, NOISE_MIX_UV, emg_uv
-        )
+        electrode_noise(self._electrode.standard_normal(out=self._white_electrodes[:n]), self._low, self._slow, NOISE_MIX_UV, emg_uv)
         torque_nm += TORQUE_NOISE_NM * self._sensor.standard_normal(torque_nm.size)
 
         for ahead, rows in ((self._muaps, n), (self._evoked, n), (self._twitches, torque_nm.size), (self._inhibition, n * TICKS)):

@@ -6,8 +6,10 @@ step runs as soon as the first sample of a block is here (latency notes: `min_sa
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -22,6 +24,9 @@ RESOLVE_S = 5.0
 MAX_SAMPLES = 4096  # of one pull
 BUFFER_S = 5  # what LSL keeps for us: bounds staleness; what falls out is a gap in the stamps
 TO_UV = {"uv": 1.0, "µv": 1.0, "microvolts": 1.0, "microvolt": 1.0, "mv": 1e3, "millivolts": 1e3, "v": 1e6, "volts": 1e6}
+_OWN_CONFIG = (os.environ.get("LSLAPICFG"), "lsl_api.cfg", "~/lsl_api/lsl_api.cfg", "/etc/lsl_api/lsl_api.cfg")
+if not any(path and Path(path).expanduser().is_file() for path in _OWN_CONFIG):
+    pylsl.set_config_content("[log]\nlevel = -1\n")  # warnings and worse; whoever has a configuration keeps it
 NO_FEEDBACK = np.zeros((0, 3))
 
 

@@ -1,0 +1,100 @@
+"""What travels from loop to daemon to disk and back must be the same, bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controller import recording, replay, settings
+from controller.loop import Loop
+from drivers.base import Chunk, FileFormatError
+
+CONFIG = settings.load(Path(__file__).resolve().parents[1] / "config" / "demo.toml")
+
+
+def chunks(seconds=6.0, seed=1, spasm_s=4.0):
+    """Chunks of a live loop: 2 ms blocks, some empty, a spasm, some feedback."""
+    rng = np.random.default_rng(seed)
+    for i in range(round(seconds / 0.002)):
+        t = 1000 + i * 0.002
+        loud = 12.0 if i * 0.002 > spasm_s else 1.0
+        if i % 97 == 0:
+            yield Chunk(np.zeros((0, 4)), np.zeros(0), np.zeros((0, 1)), np.zeros(0), np.zeros((0, 3)), round((t + 0.003) * 1e9))
+            continue
+        feedback = np.array([[1.0, t, 1.0]]) if i % 500 == 499 else np.zeros((0, 3))
+        yield Chunk(
+            rng.standard_normal((4, 4)) * 6 * loud,
+            t + np.arange(4) / 2000,
+            rng.standard_normal((2, 1)),
+            t + np.arange(2) / 1000,
+            feedback,
+            round((t + 0.003) * 1e9),
+        )
+
+
+def record(folder, config=CONFIG):
+    loop = Loop(config)
+    (folder / "settings.toml").write_text(config.to_toml())
+    recorder = recording.Recorder(folder, config)
+    recorder.loop_number = 1
+    batch = []
+    for chunk in chunks():
+        batch.append(recording.unpack_cycle(recording.pack_cycle(chunk, loop.step(chunk), chunk.received_ns + 5)))
+        if len(batch) == 10:
+            recorder.cycles(batch)
+            batch = []
+    recorder.cycles(batch)
+    recorder.close()
+
+
+def test_a_cycle_survives_the_ring():
+    loop = Loop(CONFIG)
+    requests = 0
+    for chunk in chunks():
+        cycle = loop.step(chunk)
+        back = recording.unpack_cycle(recording.pack_cycle(chunk, cycle, 7))
+        for name in ("emg_uv", "emg_t_s", "force", "force_t_s", "feedback"):
+            assert np.array_equal(getattr(back.chunk, name), getattr(chunk, name)), name
+        assert back.request == cycle.request
+        assert back.sample_s == cycle.sample_s
+        assert np.array_equal(back.detections, recording.detections_as_rows(cycle.detections), equal_nan=True)
+        requests += cycle.request is not None
+    assert requests >= 1
+
+
+def test_a_session_replays_and_a_torn_one_replays_its_whole_part(tmp_path):
+    record(tmp_path)
+    result = replay.replay_session(tmp_path)
+    assert result.identical, result.first_difference
+    assert (result.cycles, result.requests >= 1) == (3000, True)
+    data = (tmp_path / "signals.xdf").read_bytes()
+    for cut in np.random.default_rng(2).integers(len(data) // 3, len(data), 12):
+        (tmp_path / "signals.xdf").write_bytes(data[:cut])
+        torn = replay.replay_session(tmp_path)
+        assert torn.identical, torn.first_difference
+        assert 500 < torn.cycles <= 3000
+
+
+def test_one_changed_sample_is_named_by_its_cycle(tmp_path):
+    record(tmp_path)
+    session = recording.load(tmp_path)
+    session.streams["EMG"].values[5000, 0] += 50.0
+    result = replay.Result("x")
+    replay._replay_loop(session, result)
+    assert not result.identical
+    cycles = [c.numbers["n_emg"] for _, c in recording.load(tmp_path).cycles()]
+    assert result.first_difference["cycle"] == int(np.searchsorted(np.cumsum(cycles), 5000, side="right")) + 1
+
+
+@pytest.mark.parametrize("missing", ["signals.xdf", "settings.toml"])
+def test_what_is_no_session_is_said_to_be_none(tmp_path, missing):
+    record(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileFormatError, match=missing):
+        recording.load(tmp_path)
+
+
+def test_session_folders_never_collide(tmp_path):
+    folders = {recording.new_folder(tmp_path, "bed") for _ in range(5)}
+    assert len(folders) == 5
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
