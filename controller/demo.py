@@ -260,12 +260,12 @@ def watch(seconds: float, daemon: LiveDaemon, bench: Bench) -> None:
 
 
 def pointed_at(config: Settings, port: str, source_id: str) -> Settings:
-    """Settings whose stimulator is at `port` and whose streams are those with `source_id`."""
+    """Settings whose stimulator is at `port` and whose streams are those of the source called `source_id`."""
     copy = config.model_copy(
         update={
             "stimulator": config.stimulator.model_copy(update={"port": port}),
-            "emg": config.emg.model_copy(update={"source_id": source_id}) if config.emg else None,
-            "force": config.force.model_copy(update={"source_id": source_id}) if config.force else None,
+            "emg": config.emg.model_copy(update={"source_id": source_id + "-emg"}) if config.emg else None,
+            "force": config.force.model_copy(update={"source_id": source_id + "-force"}) if config.force else None,
         }
     )
     return settings.parse(copy.to_toml(), "demo")

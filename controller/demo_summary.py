@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def _stages(
             pulse["wire_ns"],
             pulse["pulse_ns"],
         ]
-        out.append({stage: (b - a) * 1e-6 for stage, a, b in zip(STAGES, cuts, cuts[1:], strict=True)})
+        out.append({stage: (b - a) * 1e-6 for stage, (a, b) in zip(STAGES, pairwise(cuts), strict=True)})
     return out
 
 

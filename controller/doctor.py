@@ -85,7 +85,7 @@ def _bed(row: Any, config_path: str) -> None:
         if wanted is None:
             continue
         try:
-            info = lsl.find(wanted, 2.0)
+            _, info = lsl.find(wanted, 2.0)
             row(
                 f"[{name}] stream {wanted.stream_name!r}",
                 True,

@@ -380,9 +380,9 @@ class Supervisor:
             if self.state not in (SafetyState.OFF, SafetyState.FAULT):
                 self._to(SafetyState.IDLE, "stopped: " + event.text)
         elif kind is Kind.DAEMON_LOST:
-            ended = self._end("daemon lost", now)
+            ended = self._end(event.text or "daemon lost", now)
             output = Output.STOP
-            self._to(SafetyState.OFF, "daemon lost: nothing is recorded, so nothing is stimulated")
+            self._to(SafetyState.OFF, event.text or "daemon lost: nothing is recorded, so nothing is stimulated")
         elif kind is Kind.LOOP_LOST:
             self.loop_joined = self.data_ok = False
             if self.request > 0:

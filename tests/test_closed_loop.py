@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-import pyxdf
 import pytest
+import pyxdf
 
-from controller import demo, messages, recording, replay, settings
+from controller import demo, messages, replay, settings
 from controller.audit import first_bad_row
 from controller.supervisor import LEASE_NS
 
@@ -54,7 +55,7 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
 
 
 def test_its_session_replays_to_the_same_decisions(demo_result):
-    result = replay.replay_session(recording.Path(demo_result["session"]))
+    result = replay.replay_session(Path(demo_result["session"]))
     assert result.identical, result.first_difference
     assert result.cycles > 5000
     assert result.guard_events > 1000
@@ -62,7 +63,7 @@ def test_its_session_replays_to_the_same_decisions(demo_result):
 
 
 def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
-    folder = recording.Path(demo_result["session"])
+    folder = Path(demo_result["session"])
     copy = tmp_path / "changed"
     copy.mkdir()
     (copy / "signals.xdf").write_bytes((folder / "signals.xdf").read_bytes())
@@ -75,7 +76,7 @@ def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
 
 
 def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result):
-    folder = recording.Path(demo_result["session"])
+    folder = Path(demo_result["session"])
     streams, _ = pyxdf.load_xdf(folder / "signals.xdf", dejitter_timestamps=False)
     sizes = {stream["info"]["name"][0]: len(stream["time_stamps"]) for stream in streams}
     assert sizes["EMG"] == demo_result["samples"]["recorded"]
@@ -97,7 +98,7 @@ class Ward:
         self.errors = (folder / "daemon.log").open("w+")
         self.daemon = demo.LiveDaemon(demo.pointed_at(config, self.bench.port, "calmloop-kill-test"), "ward", folder, self.errors)
         status = self.daemon.wait_until_quiet(self.bench)
-        self.session, self.children = recording.Path(status["session"]), status["children"]
+        self.session, self.children = Path(status["session"]), status["children"]
         self.daemon.arm()
         self.bench.source.send("go 60")
         self.wait_for(lambda: len(self.pulses()) >= 5, 15)
@@ -206,8 +207,7 @@ def test_body_killed(ward):
 
 def alive(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().split(")")[-1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

@@ -1,5 +1,6 @@
 """The detector on signals whose truth is known."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_the_block_size_never_matters(blocks, seed):
 
     edges = np.unique(np.minimum(np.cumsum([0, *blocks, *[701] * 40]), len(x)))
     one = feed(a, [(0, len(x))], [(0, len(f))])
-    many = feed(b, list(zip(edges, edges[1:], strict=False)), [(e // 4, g // 4) for e, g in zip(edges, edges[1:], strict=False)])
+    many = feed(b, list(itertools.pairwise(edges)), [(e // 4, g // 4) for e, g in itertools.pairwise(edges)])
     assert repr(one) == repr(many)  # repr: NaN equals NaN
     for rule_a, rule_b in zip((*a.emg, *a.force), (*b.emg, *b.force), strict=True):
         for name, value in vars(rule_a).items():

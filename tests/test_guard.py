@@ -121,8 +121,19 @@ def test_garbage_from_the_loop_does_nothing(guard, data):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff\xfe", b"{", b"[]", b"null", b'{"do": "fire"}', b'{"do": "trigger"}', b'{"do": "trigger", "issued_ns": 1e18}']
-    + [b'{"do": ["stop"]}', b"[" * 4000, b'{"do": "trigger", "issued_ns": ' + b"9" * 3000 + b"}"],
+    [
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"do": "fire"}',
+        b'{"do": "trigger"}',
+        b'{"do": "trigger", "issued_ns": 1e18}',
+        b'{"do": ["stop"]}',
+        b"[" * 4000,
+        b'{"do": "trigger", "issued_ns": ' + b"9" * 3000 + b"}",
+    ],
 )
 def test_garbage_from_a_person_is_answered_and_does_nothing(guard, data):
     guard.ask("arm", automatic=False)

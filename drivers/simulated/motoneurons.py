@@ -44,6 +44,7 @@ P_ON = 0.008 * TICK_MS  # the PIC switches on with tau 125 ms (Elias & Kohn 2012
 Z_KEEP = exp(-TICK_MS / 80.0)
 
 PIC_HALF_INACTIVATION = 0.1  # slow inactivation, so that a spasm ends by itself (ours: the published model's never do)
+PIC_RECOVERY_MS = 1500.0  # back to normal before the next spasm, 3 to 7 s later (ours)
 
 NOISE_TAU_MS = 4.0  # synaptic noise, independent part < 50 Hz (pool ranges)
 NOISE_KEEP = exp(-SAMPLE_MS / NOISE_TAU_MS)
@@ -277,7 +278,7 @@ def discharge(
     excitation : (n_samples,) float64
         Dendritic excitation, fraction of `g_input`.
     pic_tau_ms : (n_samples,) float64
-        Time constant of the PIC's slow availability: ds/dt = (s_inf(p) - s) / tau, s_inf = 1 / (1 + (p / 0.1)^2).
+        Time constant of the PIC's slow inactivation: ds/dt = (s_inf(p) - s) / tau, s_inf = 1 / (1 + (p / 0.1)^2).
     inhibition_steps : (>= n_samples * TICKS,) float64
         What is added to the dendritic inhibition at each tick, fraction of `g_input`.
     white : (n_samples, n_units) float64
@@ -348,7 +349,7 @@ def discharge(
             cells.m[u], cells.h[u], cells.n[u], cells.q[u] = m, h, n, q
             cells.z[u], cells.p[u] = z, p
             available = 1.0 / (1.0 + (p / PIC_HALF_INACTIVATION) ** 2)
-            cells.s[u] = s + (available - s) * SAMPLE_MS / pic_tau_ms[i]
+            cells.s[u] = s + (available - s) * SAMPLE_MS / (pic_tau_ms[i] if available < s else PIC_RECOVERY_MS)
             cells.since_spike[u] = since
             open_sum += s * p
         if (first_sample + i) % 2 == 0:

@@ -124,7 +124,7 @@ class Drive:
     strength : float
         Dendritic excitation, fraction of the input conductance.
     pic_tau_ms : float
-        The PIC's slow inactivation and recovery until the next spasm: what decides how long this one would last.
+        The PIC's slow inactivation until the next spasm: what decides how long this one would last.
     """
 
     start: int

@@ -13,24 +13,11 @@ import sys
 import time
 
 import numpy as np
-import pylsl
 
 from drivers.base import FileFormatError
-from drivers.sources import files
+from drivers.sources import files, lsl
 
 BLOCK_S = 0.002
-
-
-def outlet(name: str, kind: str, channels: tuple[str, ...], unit: str, rate_hz: float, source_id: str) -> pylsl.StreamOutlet:
-    """An LSL outlet with labels and units."""
-    info = pylsl.StreamInfo(name, kind, len(channels), rate_hz, pylsl.cf_double64, source_id)
-    described = info.desc().append_child("channels")
-    for label in channels:
-        channel = described.append_child("channel")
-        channel.append_child_value("label", label)
-        channel.append_child_value("unit", unit)
-        channel.append_child_value("type", kind)
-    return pylsl.StreamOutlet(info)
 
 
 def main() -> int:
@@ -47,7 +34,7 @@ def main() -> int:
         print(f"player: {error}", file=sys.stderr)
         return 2
     emg = np.ascontiguousarray(rec.emg)
-    stream = outlet(args.name, "EMG", rec.channels, "uV", rec.sample_rate_hz, args.source_id)
+    stream = lsl.outlet(args.name, "EMG", rec.channels, "uV", rec.sample_rate_hz, args.source_id + "-emg")
     print(json.dumps({"ready": True, "emg": args.name, "seconds": rec.duration_s}), flush=True)
     sys.stdin.readline()
     print(json.dumps({"began": True}), flush=True)

@@ -91,8 +91,15 @@ def _unit(text: str) -> object:
     return TO_UV.get(text.strip().lower(), text.replace(" ", "").replace("·", "").replace("*", "").lower())
 
 
-def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> pylsl.StreamInfo:
+def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> tuple[pylsl.StreamInfo, pylsl.StreamInfo]:
     """Find the one stream that fits.
+
+    Returns
+    -------
+    found : pylsl.StreamInfo
+        As resolved: where it is, what an inlet needs.
+    info : pylsl.StreamInfo
+        Its full description.
 
     Raises
     ------
@@ -118,25 +125,42 @@ def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> pylsl.StreamInfo:
     inlet = pylsl.StreamInlet(found[0], max_buflen=1, recover=False)  # the full description travels with the inlet only
     try:
         info = inlet.info(timeout_s)
+    except (pylsl.LostError, pylsl.util.TimeoutError) as error:
+        raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} was announced but does not answer: {error}") from None
     finally:
         inlet.close_stream()
     wrong = problems(wanted, info)
     if wrong:
         raise DeviceMismatchError(f"LSL stream {wanted.stream_name!r}: " + "; ".join(wrong))
-    return info
+    return found[0], info
+
+
+def outlet(name: str, kind: str, channels: tuple[str, ...], unit: str, rate_hz: float, source_id: str) -> pylsl.StreamOutlet:
+    """An LSL outlet with labels and units."""
+    info = pylsl.StreamInfo(name, kind, len(channels), rate_hz, pylsl.cf_double64, source_id)
+    described = info.desc().append_child("channels")
+    for label in channels:
+        channel = described.append_child("channel")
+        channel.append_child_value("label", label)
+        channel.append_child_value("unit", unit)
+        channel.append_child_value("type", kind)
+    return pylsl.StreamOutlet(info)
 
 
 class _Inlet:
     def __init__(self, wanted: Wanted, timeout_s: float) -> None:
-        info = find(wanted, timeout_s)
+        found, info = find(wanted, timeout_s)
         labels = [label for label, _ in channel_words(info)]
         self.columns = [labels.index(name) if any(labels) else i for i, name in enumerate(wanted.channels)]
         self.all_columns = self.columns == list(range(info.channel_count()))
         self.scale = TO_UV.get(wanted.unit.strip().lower(), 1.0)
         # stamps of another host are on its clock; on one host there is nothing to correct
         flags = pylsl.proc_none if info.hostname() == socket.gethostname() else pylsl.proc_clocksync
-        self.inlet = pylsl.StreamInlet(info, max_buflen=BUFFER_S, recover=True, processing_flags=flags, as_numpy=True)
-        self.inlet.open_stream(timeout_s)
+        self.inlet = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=True, processing_flags=flags, as_numpy=True)
+        try:
+            self.inlet.open_stream(timeout_s)
+        except (pylsl.LostError, pylsl.util.TimeoutError) as error:
+            raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} cannot be opened: {error}") from None
 
     def pull(self, timeout_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         values, stamps_s = self.inlet.pull_chunk(timeout_s, MAX_SAMPLES, min_samples=1 if timeout_s else None)
