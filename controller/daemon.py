@@ -268,7 +268,7 @@ class Daemon:
             self.audit.add(row["start_ns"], "guard started", **{k: v for k, v in row.items() if k != "start_ns"})
             return
         event, verdict = row["event"], row["verdict"]
-        s["state"] = verdict["state"]
+        s["state"], s["automatic"] = verdict["state"], verdict["automatic"]
         if row.get("written_ns"):
             s["pulses"] += 1
             if event["kind"] in ("request", "trigger"):

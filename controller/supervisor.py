@@ -145,6 +145,8 @@ class Verdict:
     ----------
     delivered : bool
         A pulse is to leave now: the first of a train, or one that happened to be due. Whether a request was granted says `refused`.
+    automatic : bool
+        The loop may stimulate too, not only a person.
     reasons : tuple of str
         Why something was refused, ended or changed; empty when nothing needs saying.
     wake_ns : int
@@ -155,6 +157,7 @@ class Verdict:
 
     delivered: bool
     state: SafetyState
+    automatic: bool
     reasons: tuple[str, ...]
     output: Output
     train: int
@@ -443,6 +446,7 @@ class Supervisor:
         return Verdict(
             delivered=output is Output.PULSE,
             state=self.state,
+            automatic=self.automatic,
             reasons=tuple(self._said),
             output=output,
             train=self.train,

@@ -436,11 +436,10 @@ EVENTS = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(EVENTS, max_size=120))
 def test_nothing_outside_the_rules_ever_leaves(steps):
-    s, now, number = Supervisor(RX), 1000 * S, 0
+    s, now = Supervisor(RX), 1000 * S
     pulses, trains, armed = [], [], False
-    for step in steps:
+    for number, step in enumerate(steps, 1):
         now += step["wait"] * MS
-        number += 1
         event = Event(
             step["kind"],
             now,

@@ -91,7 +91,7 @@ class Body:
 
     def feel(self, first: int) -> list[Pulse]:
         """Pulses that were announced since the last block."""
-        pulses = []
+        pulses: list[Pulse] = []
         while True:
             try:
                 data = self.ear.recv(PULSE_RECORD.size)

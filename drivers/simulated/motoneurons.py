@@ -206,10 +206,10 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
     threshold = u["rheobase_na"] / g_input
 
     # Depth 1.5 mm of skin + up to 10 mm of muscle; amplitude exp(-d/5 mm), duration x (1 + d/10 mm) (*muscle*). The tibialis pairs see the
-    # soleus at 4 % (ours: weak crosstalk). x 4: one unit here stands for eight of the real muscle (sum of powers, and a margin; ours).
+    # soleus at 4 % (ours: weak crosstalk). x 2: one unit here stands for eight of the real muscle, whose powers nearly add up to that.
     depth_mm = 1.5 + np.clip(rng.uniform(0.0, 9.0, (rank, 1)) + rng.uniform(-2.0, 2.0, (rank, N_CHANNELS)), 0.0, 10.0)
     mirrored = rng.choice([-1.0, 1.0], (rank, 1))
-    gain = 4.0 * np.array([1.0, 0.85, 0.04, 0.03])
+    gain = 2.0 * np.array([1.0, 0.85, 0.04, 0.03])
     contraction_ms = u["contraction_ms"]
     return Pool(
         c_dendrite_nf=area_d * CM_UF_CM2,
@@ -226,7 +226,7 @@ def soleus_pool(rng: np.random.Generator) -> Pool:
         v_pic_mv=threshold - u["pic_below_mv"],
         q_off=np.exp(-u["beta_q"] * TICK_MS),
         p_off=u["beta_p"] * TICK_MS,
-        drive_weight=spread(0.2),
+        drive_weight=spread(0.45),
         noise_na=NOISE_OF_RHEOBASE * u["rheobase_na"],
         axon_delay_ms=1e3 * NERVE_M / u["velocity_m_per_s"],
         muap_uv=1e3 * u["muap_mv"][:, None] * mirrored * np.exp(-depth_mm / 5.0) * gain,

@@ -43,7 +43,7 @@ MOTOR_THRESHOLD_MA = 18.0  # at 500 µs, a plausible surface value at the fibula
 CHRONAXIE_US = 200.0  # motor axons through the skin (ours, textbook order of magnitude)
 RI_FROM_MT, RI_FULL_MT = 0.6, 1.1  # reciprocal inhibition starts at 0.6 x MT (Crone 1987), full at 1.0 to 1.2 (ours)
 RI_DELAY_TICKS = round(12.0 / TICK_MS)  # 12 ms: 0.66 m at 55 to 66 m/s, and the interneuron
-RI_PEAK = 1.3  # added dendritic conductance a pulse, fraction of the input conductance: 50 Hz gives 0.8 on average (ours)
+RI_PEAK = 1.4  # added dendritic conductance a pulse, fraction of the input conductance: 50 Hz gives 0.84 on average (ours)
 
 # --- electrodes -------------------------------------------------------------------------------------------------------------------
 TORQUE_NOISE_NM = 0.05
@@ -57,7 +57,7 @@ NOISE_MIX_UV = np.vstack([np.diag([5.0, 5.0, 5.0, 5.0]), [2.0, 2.0, 2.0, 2.0], [
 
 # --- spasms: ranges of the draws (ours) -------------------------------------------------------------------------------------------
 FIRST_S, GAP_S = (2.0, 4.0), (6.5, 9.5)  # from the go to the first, and from one to the next
-RISE_MS, DRIVE_MS, DRIVE_STRENGTH, PIC_TAU_MS = (15.0, 50.0), (250.0, 400.0), (0.30, 0.40), (1500.0, 3000.0)  # see `Drive`
+RISE_MS, DRIVE_MS, DRIVE_STRENGTH, PIC_TAU_MS = (15.0, 50.0), (250.0, 400.0), (0.23, 0.30), (1400.0, 2600.0)  # see `Drive`
 LAST_SPASM_S = 3.0  # no spasm starts in that last part of a run
 
 MAX_BLOCK = 100  # samples stepped at once; longer calls are cut
@@ -84,7 +84,7 @@ class Growing:
     """
 
     def __init__(self, row_shape: tuple[int, ...], dtype: type) -> None:
-        self._rows = np.empty((4096, *row_shape), dtype)
+        self._rows: NDArray[Any] = np.empty((4096, *row_shape), dtype)
         self._n = 0
 
     def extend(self, rows: NDArray[Any]) -> None:
@@ -137,7 +137,8 @@ class Drive:
         """Excitation at the samples `n`."""
         t_ms = (n - self.start) * SAMPLE_MS
         ramp = np.clip(np.minimum(t_ms, self.duration_ms + self.rise_ms - t_ms) / self.rise_ms, 0.0, 1.0)
-        return self.strength * (ramp * ramp * (3.0 - 2.0 * ramp))
+        shape: NDArray[np.float64] = ramp * ramp * (3.0 - 2.0 * ramp)
+        return self.strength * shape
 
 
 class Patient:
@@ -292,9 +293,10 @@ class Patient:
         -------
         truth : dict
             seed, go_sample, n_samples, n_torque_samples; `spasms`, a dict each: drive_s, onset_s and offset_s (first and last arrival of a
-            MUAP at the muscle), area_nms (torque without noise, from the drive to the next), peak_pic, half_pic_s (when the mean PIC passes half
-            its own peak), n_spikes; `pulses_felt`, in the order given: applied_s, reached_pool_s (None:
-            felt, but below the threshold of inhibition), current_ma, phase_width_us; arrays `pic_mean` and `torque_clean_nm` (1 kHz), `spike_s` (at the soma), `spike_unit`.
+            MUAP at the muscle), area_nms (torque without noise, from the drive to the next), peak_pic, half_pic_s (when the mean PIC
+            passes half its own peak), n_spikes; `pulses_felt`, in the order given: applied_s, reached_pool_s (None: felt, but below the
+            threshold of inhibition), current_ma, phase_width_us; arrays `pic_mean` and `torque_clean_nm` (1 kHz), `spike_s` (at the soma),
+            `spike_unit`.
         """
         spikes, pic, torque = self._spikes.array, self._pic.array, self._torque.array
         arrival_s = 1e-3 * (spikes[:, 0] * TICK_MS + self.pool.axon_delay_ms[spikes[:, 1]])
