@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", run_run, "bedside daemon: listens, guards, records")
     run.add_argument("config", help="settings file")
     run.add_argument("--bed", default="bed", help="name of the control socket (default bed)")
+    run.add_argument("--lifeline", action="store_true", help="end when standard input ends, for programs that start a daemon")
 
     check = add("check", run_check, "say what a settings file means, or everything that is wrong with it")
     check.add_argument("config", help="settings file")
@@ -191,7 +192,7 @@ def run_run(args: argparse.Namespace) -> int:
     except settings.SettingsError as error:
         print(error, file=sys.stderr)
         return WRONG
-    return daemon.Daemon(config, args.bed, daemon.say).run()
+    return daemon.Daemon(config, args.bed, daemon.say, args.lifeline).run()
 
 
 def run_check(args: argparse.Namespace) -> int:

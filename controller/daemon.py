@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -79,10 +80,12 @@ class Daemon:
         Name of the control socket.
     tell : callable
         Takes one line of text for people.
+    lifeline : bool
+        End when standard input does: whoever started us is gone.
     """
 
-    def __init__(self, config: Settings, bed: str, tell: Callable[[str], None]) -> None:
-        self.config, self.bed, self.tell = config, bed, tell
+    def __init__(self, config: Settings, bed: str, tell: Callable[[str], None], lifeline: bool = False) -> None:
+        self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
         self.folder = recording.new_folder(Path(config.session.folder), bed)
         (self.folder / recording.SETTINGS).write_text(config.to_toml())
         self.recorder = recording.Recorder(self.folder, config)
@@ -137,6 +140,8 @@ class Daemon:
                 if now_s - line_s >= STATUS_S and sys.stderr.isatty():
                     line_s = now_s
                     self.status_line()
+                if self.lifeline and select.select([sys.stdin], [], [], 0)[0] and not sys.stdin.readline():
+                    self.ending = "whoever started us is gone"
                 time.sleep(TURN_S)
         except OSError as error:  # disk full, disk gone: what cannot be recorded is not done
             self.exit_code, self.ending = 1, f"recording failed: {error}"
@@ -229,7 +234,7 @@ class Daemon:
                     cycles.append(recording.unpack_cycle(payload))
                 else:
                     note = json.loads(payload)
-                    self.status["realtime"]["loop"] = note["realtime"]
+                    self.see_realtime("loop", note["realtime"])
                     self.note("loop ready", **note)
             if cycles:
                 self.recorder.cycles(cycles)
@@ -264,7 +269,7 @@ class Daemon:
         """Take over guard's verdict; what matters goes into the audit and to the people."""
         s = self.status
         if "start_ns" in row:
-            s["realtime"]["guard"] = row["realtime"]
+            self.see_realtime("guard", row["realtime"])
             self.audit.add(row["start_ns"], "guard started", **{k: v for k, v in row.items() if k != "start_ns"})
             return
         event, verdict = row["event"], row["verdict"]
@@ -280,6 +285,13 @@ class Daemon:
             self.audit.add(event["now_ns"], event["kind"], event=event, verdict=verdict)
             at_s = event["now_ns"] * 1e-9 - self.started
             self.tell(f"{at_s:8.2f} s  {verdict['state']:<11}  {'; '.join(verdict['reasons'])}")
+
+    def see_realtime(self, name: str, got: dict[str, str]) -> None:
+        """A refusal is shown and not fatal: the loop is then late now and then, and says so."""
+        self.status["realtime"][name] = got
+        for what, answer in got.items():
+            if answer.startswith("refused"):
+                self.tell(f"{name}: {what} {answer} (see calmloop doctor)")
 
     def stages(self, event: dict[str, Any], written_ns: int) -> dict[str, Any]:
         """How long the last trigger took on this machine, in ms."""

@@ -146,8 +146,8 @@ class LiveDaemon:
         path.write_text(config.to_toml())
         self.bed = bed
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--lifeline"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
@@ -201,6 +201,9 @@ class LiveDaemon:
         except subprocess.TimeoutExpired:
             self.popen.kill()
             return self.popen.wait()
+        finally:
+            assert self.popen.stdin
+            self.popen.stdin.close()
 
 
 def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]:
@@ -241,7 +244,9 @@ def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]
     say("working out what the same spasms would have been without stimulation")
     from controller import demo_summary
 
-    return demo_summary.summary(session, seconds, seed)
+    result = demo_summary.summary(session, seconds, seed)
+    (session / "summary.json").write_text(json.dumps(result, indent=1))
+    return result
 
 
 def watch(seconds: float, daemon: LiveDaemon, bench: Bench) -> None:

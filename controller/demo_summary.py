@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
             "frames_refused": judged["frames_refused"],
         },
         "samples": _samples(recorded, truth),
+        "refusals": _refusals(recorded),
         "session": str(session),
     }
 
@@ -161,6 +163,15 @@ def _samples(recorded: recording.Session, truth: dict[str, Any]) -> dict[str, in
     return {"produced": produced, "seen": seen, "recorded": len(emg), "lost": produced - len(emg)}
 
 
+def _refusals(recorded: recording.Session) -> dict[str, int]:
+    """What guard refused, by reason."""
+    counts: Counter[str] = Counter()
+    for row in recorded.guard():
+        if "verdict" in row and row["verdict"]["refused"]:
+            counts[row["verdict"]["reasons"][-1]] += 1
+    return dict(counts.most_common(10))
+
+
 def falls_short(result: dict[str, Any]) -> list[str]:
     """What is not as the demo promises; empty = good."""
     short = []
@@ -195,6 +206,7 @@ def in_words(r: dict[str, Any]) -> str:
         "stimulator's log": f"{stim['pulses']} pulses, at most {stim['max_current_ma']} mA, "
         f"{stim['outside_limits']} outside limits, {stim['frames_refused']} refused",
         "samples": f"{samples['produced']} produced, {samples['recorded']} recorded, {samples['lost']} lost",
+        "refused": ", ".join(f"{n} x {reason.removeprefix('refused: ')}" for reason, n in r["refusals"].items()) or "nothing",
         "session": r["session"],
     }
     return "\n".join(

@@ -41,7 +41,7 @@ Q_ON = exp(-1.5 * TICK_MS)
 P_ON = 0.008 * TICK_MS  # the PIC switches on with tau 125 ms (Elias & Kohn 2012)
 # ... and not at once: a PIC needs more than 100 ms (J Neurophysiol 2004, in the physiology notes 2). The switch between on and off is
 # therefore smoothed, which leaves the established PIC as published and delays its rise and its fall (ours).
-Z_KEEP = exp(-TICK_MS / 80.0)
+Z_KEEP = exp(-TICK_MS / 100.0)
 
 PIC_HALF_INACTIVATION = 0.1  # slow inactivation, so that a spasm ends by itself (ours: the published model's never do)
 PIC_RECOVERY_MS = 1500.0  # back to normal before the next spasm, 3 to 7 s later (ours)
