@@ -170,8 +170,11 @@ def describe(answer: dict[str, Any]) -> str:
                 f"{who} {what} {got}" for who, all_got in daemon["realtime"].items() for what, got in all_got.items() if "refused" in got
             ]
             words += refused
-            if daemon["last_trigger"]:
-                words.append("last trigger " + ", ".join(f"{k} {v}" for k, v in daemon["last_trigger"].items()))
+            last = daemon["last_trigger"]
+            if last:
+                words.append(
+                    "last trigger: " + ", ".join(f"{what.removesuffix('_ms').replace('_', ' ')} {ms} ms" for what, ms in last.items())
+                )
     return "\n  ".join(words)
 
 

@@ -296,7 +296,7 @@ class Daemon:
     def stages(self, event: dict[str, Any], written_ns: int) -> dict[str, Any]:
         """How long the last trigger took on this machine, in ms."""
         cycle = self.asked.get(event.get("number", 0))
-        out = {"cause": event.get("cause", 0), "guard_ms": round((written_ns - event.get("issued_ns", written_ns)) * 1e-6, 3)}
+        out = {"guard_ms": round((written_ns - event.get("issued_ns", written_ns)) * 1e-6, 3)}
         if cycle:
             out["compute_ms"] = round((cycle.numbers["decided_ns"] - cycle.numbers["received_ns"]) * 1e-6, 3)
             out["sample_to_pulse_ms"] = round(written_ns * 1e-6 - event.get("sample_ns", 0) * 1e-6, 3)

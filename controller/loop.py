@@ -175,7 +175,7 @@ def main() -> int:
     try:
         run(loop, source, guard, ring)
     except (ConnectionError, BrokenPipeError):
-        say("guard is gone: nothing left to ask")
+        pass  # guard is gone, so there is nobody to ask; the daemon, or guard's last words, say why
     return 0
 
 
