@@ -410,7 +410,8 @@ class Supervisor:
                 self.outstanding = False
                 self.last_done_ns = now
         elif kind is Kind.HEARTBEAT:
-            self.heartbeat_ns, self.data_ok = now, event.ok
+            # when the loop lived, not when guard got to hear of it: beats that waited in the socket prove nothing
+            self.heartbeat_ns, self.data_ok = min(event.issued_ns, now), event.ok
         elif kind is Kind.LOOP_JOINED:
             self.loop_joined, self.automatic, self.data_ok, self.last_number = True, False, False, 0
         elif kind is Kind.READY:

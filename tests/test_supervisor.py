@@ -61,6 +61,8 @@ class Bed:
         self.acking = True
 
     def do(self, kind, **fields):
+        if kind is Kind.HEARTBEAT:
+            fields.setdefault("issued_ns", self.now)
         verdict = self.s.step(Event(kind, self.now, **fields))
         self.last = verdict
         if verdict.delivered:
@@ -231,6 +233,20 @@ def test_a_silent_loop_ends_the_train_within_the_lease():
     bed.run(S)
     assert bed.pulses[-1][0] - silent <= LEASE_NS
     assert bed.s.state is SafetyState.ARMED
+
+
+def test_heartbeats_that_waited_in_the_socket_prove_nothing():
+    bed = Bed().armed()
+    bed.request()
+    bed.run(60 * MS)
+    n = len(bed.pulses)
+    old = bed.now
+    bed.beating = False
+    bed.now += LEASE_NS + 1
+    bed.do(Kind.HEARTBEAT, ok=True, issued_ns=old)
+    bed.run(S)
+    assert len(bed.pulses) == n
+    assert not bed.request().delivered
 
 
 def test_no_data_ends_the_train_at_once():
