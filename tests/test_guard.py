@@ -159,7 +159,7 @@ def test_a_crowd_that_says_nothing_does_not_keep_stop_out(guard):
         crowd.append(s)
     start = time.monotonic()
     assert guard.ask("stop")["ok"]
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 1.0
     for s in crowd:
         s.close()
 
