@@ -366,6 +366,8 @@ def _sentence(problem: _Problem, name: str, lines: Mapping[tuple[str | int, ...]
     place = problem.place
     number = _line(place, lines)
     line = f", line {number}" if number else ""
+    # a key may be any text: one with a line break must not make two lines of one problem
+    place = tuple(part if isinstance(part, int) or part.isprintable() else repr(part) for part in place)
     head, rest = f"[{place[0]}]", place[1:]
     if rest and place[0] == "trains":
         head, rest = f"[trains.{rest[0]}]", rest[1:]
