@@ -51,18 +51,19 @@ class Body:
         self.ending = False
         self.start_ns = 0
         self.t0_s = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.end)
 
     def run(self) -> None:
         """Live until told to end."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.end)
         gc.collect()
         gc.freeze()
         gc.disable()
         self.start_ns = time.monotonic_ns()
         self.t0_s = self.start_ns * 1e-9
         if not self.args.wait:
-            self.patient.go(round(FIRST_SPASM_AFTER_S * SAMPLE_RATE_HZ), self.args.seconds)
+            left_s = self.args.seconds and self.args.seconds - FIRST_SPASM_AFTER_S
+            self.patient.go(round(FIRST_SPASM_AFTER_S * SAMPLE_RATE_HZ), left_s)
         block = 0
         end_block = round(self.args.seconds * 1e9 / BLOCK_NS) if self.args.seconds else None
         while not self.ending and (end_block is None or block < end_block):
@@ -107,10 +108,11 @@ class Body:
         """A line on standard input: "go [SECONDS]" lets spasms come; its end ends everything."""
         if not select.select([sys.stdin], [], [], 0)[0]:
             return
-        words = sys.stdin.readline().split()
-        if not words:
+        line = sys.stdin.readline()
+        words = line.split()
+        if not line:
             self.ending = True
-        elif words[0] == "go" and self.patient.go_sample is None:
+        elif words[:1] == ["go"] and self.patient.go_sample is None:
             self.patient.go(sample, float(words[1]) if len(words) > 1 else None)
             tell(go_sample=sample, go_s=self.t0_s + sample / SAMPLE_RATE_HZ)
 
@@ -155,6 +157,7 @@ def main() -> int:
     parser.add_argument("--force-name", default="calmloop body torque")
     parser.add_argument("--source-id", default="calmloop-body")
     args = parser.parse_args()
+    Path(args.truth).mkdir(parents=True, exist_ok=True)
     Patient(args.seed, go_sample=0).advance(20, [Pulse(0.001, 20_000, 500)])  # compiles or loads the kernels
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))  # before the outlets, so that LSL's threads inherit it
