@@ -22,9 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
     except messages.NoBedError as error:
-        print(error, file=sys.stderr)
+        if args.json:
+            print(json.dumps({"ok": False, "error": str(error)}))
+        else:
+            print(error, file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return SHORT
     except BrokenPipeError:
         return GOOD
@@ -65,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     simulate = add("simulate", run_simulate, "the simulated body and a virtual stimulator alone, for other tools")
     simulate.add_argument("--seed", type=int, default=1)
     simulate.add_argument("--seconds", type=float, default=None, help="end after this long (default: at ^C)")
+    simulate.add_argument("--source-id", default="calmloop-body", help="so that two bodies can be told apart (default calmloop-body)")
     simulate.add_argument("--output", default="simulated", help="folder for the truth and the stimulator's log")
 
     for name, text in (
@@ -116,30 +121,27 @@ def run_person(args: argparse.Namespace) -> int:
     names = [args.bed] if args.bed else messages.beds()
     if not names:
         raise messages.NoBedError("no bed is running (start one with `calmloop run CONFIG`, or try `calmloop demo`)")
-    answers: dict[str, dict[str, Any]] = {}
-    gone: dict[str, str] = {}
     if args.do not in ("stop", "status") and len(names) > 1:
         names = [name for name in names if answers_status(name)]
         if len(names) != 1:
             raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
-    for name in names:
-        command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
-        if args.do == "trigger":
-            command["issued_ns"] = monotonic_ns()
-        elif args.do == "arm":
-            command["automatic"] = not args.button_only
-        elif args.do == "clear":
-            command["reason"] = args.reason
-        try:
-            answers[name] = messages.ask(name, command)
-        except messages.NoBedError as error:
-            gone[name] = str(error)
+    command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
+    if args.do == "trigger":
+        command["issued_ns"] = monotonic_ns()
+    elif args.do == "arm":
+        command["automatic"] = not args.button_only
+    elif args.do == "clear":
+        command["reason"] = args.reason
+    answers, gone = messages.ask_all(names, command)
     if args.do == "status":
         answers = {name: answer | {"daemon": messages.daemon_status(name)} for name, answer in answers.items()}
-    result = {"ok": bool(answers) and all(a["ok"] for a in answers.values()), "beds": answers, "gone": gone}
-    lines = [f"{name}: {describe(answer)}" for name, answer in answers.items()] + list(gone.values())
+    # a socket that was left over stands for nobody; a guard that does not answer may still be at work
+    hung = [bed for bed, why in gone.items() if "DID NOT ANSWER" in why]
+    result = {"ok": bool(answers) and not hung and all(a["ok"] for a in answers.values()), "beds": answers, "gone": gone}
+    lines = [f"{gone[bed]}{': SWITCH ITS STIMULATOR OFF BY HAND' if args.do == 'stop' else ''}" for bed in hung]
+    lines += [f"{name}: {describe(answer)}" for name, answer in answers.items()] + [why for bed, why in gone.items() if bed not in hung]
     show(args, result, "\n".join(lines))
-    if not answers or (args.do == "stop" and gone and args.bed):
+    if not answers or hung:
         return WRONG
     return GOOD if result["ok"] else SHORT
 
@@ -188,6 +190,9 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def run_run(args: argparse.Namespace) -> int:
     """The bedside daemon."""
+    if answers_status(args.bed):
+        print(f"bed {args.bed!r} is running already: choose another name with --bed, or end that one", file=sys.stderr)
+        return WRONG
     from controller import daemon, settings
 
     try:
@@ -195,7 +200,7 @@ def run_run(args: argparse.Namespace) -> int:
     except settings.SettingsError as error:
         print(error, file=sys.stderr)
         return WRONG
-    return daemon.Daemon(config, args.bed, daemon.say, args.lifeline).run()
+    return daemon.Daemon(config, args.bed, daemon.Speaker(), args.lifeline).run()
 
 
 def run_check(args: argparse.Namespace) -> int:

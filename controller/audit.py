@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _TABLE = """CREATE TABLE IF NOT EXISTS audit (
@@ -37,13 +39,22 @@ class Audit:
         self._last: str = row[0] if row else ""
 
     def add(self, monotonic_ns: int, what: str, **detail: Any) -> None:
-        """Append one row; it is on the disk when this returns."""
+        """Append one row; it is on the disk when this, or `together` around it, returns."""
         utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = json.dumps(detail, default=str)
         self._last = _hash(self._last, utc, monotonic_ns, what, text)
         self._db.execute(
             "INSERT INTO audit (utc, monotonic_ns, what, detail, hash) VALUES (?, ?, ?, ?, ?)", (utc, monotonic_ns, what, text, self._last)
         )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Rows added within are written as one: a flood of refusals must not cost a disk access each."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file."""

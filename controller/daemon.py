@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -27,8 +29,6 @@ from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from controller.settings import Settings
 
 GUARD_RING_BYTES = 8 << 20
@@ -78,13 +78,14 @@ class Daemon:
     config : Settings
     bed : str
         Name of the control socket.
-    tell : callable
+    tell : Speaker
         Takes one line of text for people.
     lifeline : bool
         End when standard input does: whoever started us is gone.
     """
 
-    def __init__(self, config: Settings, bed: str, tell: Callable[[str], None], lifeline: bool = False) -> None:
+    def __init__(self, config: Settings, bed: str, tell: Speaker, lifeline: bool = False) -> None:
+        os.umask(0o077)  # what is recorded of a person is nobody else's business
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
         self.folder = recording.new_folder(Path(config.session.folder), bed)
         (self.folder / recording.SETTINGS).write_text(config.to_toml())
@@ -115,6 +116,7 @@ class Daemon:
             "realtime": {},
             "rules": {},
         }
+        self.last_line, self.repeats = "", 0
         self.asked: dict[int, recording.RecordedCycle] = {}
 
     # --- life ----------------------------------------------------------------------------------------------------------------
@@ -171,6 +173,7 @@ class Daemon:
         self.audit.close()
         messages.status_path(self.bed).unlink(missing_ok=True)
         self.tell(f"{self.ending}: output stopped; session in {self.folder}")
+        self.tell.finish()
 
     # --- children ------------------------------------------------------------------------------------------------------------
     def start_guard(self) -> None:
@@ -240,11 +243,16 @@ class Daemon:
                 self.recorder.cycles(cycles)
                 self.see_cycles(cycles)
         if self.guard:
-            rows = [json.loads(payload) | {"guard": self.guard.number} for _, payload in self.guard.ring.records()]
-            self.recorder.guard(rows)
-            for row in rows:
-                self.see_guard(row)
+            with self.audit.together():
+                self.drain_guard(self.guard)
         self.status["records_lost"] = sum(child.ring.lost for child in (self.loop, self.guard) if child)
+
+    def drain_guard(self, guard: Child) -> None:
+        """Guard's events: recorded, audited, told."""
+        rows = [json.loads(payload) | {"guard": guard.number} for _, payload in guard.ring.records()]
+        self.recorder.guard(rows)
+        for row in rows:
+            self.see_guard(row)
 
     def see_cycles(self, cycles: list[recording.RecordedCycle]) -> None:
         """Take over what people want to know of the loop."""
@@ -284,7 +292,11 @@ class Daemon:
             s["reason"] = verdict["reasons"][-1]
             self.audit.add(event["now_ns"], event["kind"], event=event, verdict=verdict)
             at_s = event["now_ns"] * 1e-9 - self.started
-            self.tell(f"{at_s:8.2f} s  {verdict['state']:<11}  {'; '.join(verdict['reasons'])}")
+            line = f"{verdict['state']:<11}  {'; '.join(verdict['reasons'])}"
+            self.repeats = self.repeats + 1 if line == self.last_line else 0
+            self.last_line = line
+            if self.repeats < 3:  # a spasm in an unarmed bed is refused twice a second: said three times, counted in the status
+                self.tell(f"{at_s:8.2f} s  {line}{' (and so on)' if self.repeats == 2 else ''}")
 
     def see_realtime(self, name: str, got: dict[str, str]) -> None:
         """A refusal is shown and not fatal: the loop is then late now and then, and says so."""
@@ -342,9 +354,38 @@ class Daemon:
             f"recorded {sum(self.recorder.samples.values())}",
         ]
         width = shutil.get_terminal_size().columns - 1
-        print("\r\x1b[K" + "  ".join(part for part in parts if part)[:width], end="", file=sys.stderr, flush=True)
+        self.tell("  ".join(part for part in parts if part)[:width], end="")
 
 
-def say(line: str) -> None:
-    """A line for people on standard error, over a status line where there is one."""
-    print(("\r\x1b[K" if sys.stderr.isatty() else "") + line, file=sys.stderr, flush=True)
+class Speaker:
+    """Lines for people on standard error, over a status line where there is one.
+
+    Written from a thread: a terminal that does not take them must not hold up the recording. What is too much is dropped and counted.
+    """
+
+    def __init__(self, limit: int = 1000) -> None:
+        self.lines: queue.Queue[str] = queue.Queue(limit)
+        self.dropped = 0
+        threading.Thread(target=self._speak, name="speaker", daemon=True).start()
+
+    def __call__(self, line: str, end: str = "\n") -> None:
+        """Say one line, when the terminal takes it."""
+        try:
+            self.lines.put_nowait(("\r\x1b[K" if sys.stderr.isatty() else "") + line + end)
+        except queue.Full:
+            self.dropped += 1
+
+    def _speak(self) -> None:
+        while True:
+            text = self.lines.get()
+            if self.dropped:
+                text += f"({self.dropped} lines dropped)\n"
+                self.dropped = 0
+            print(text, end="", file=sys.stderr, flush=True)
+            self.lines.task_done()
+
+    def finish(self, timeout_s: float = 1.0) -> None:
+        """Wait a little for the last lines."""
+        end = time.monotonic() + timeout_s
+        while self.lines.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.01)

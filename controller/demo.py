@@ -50,7 +50,10 @@ class Process:
 
     def __init__(self, name: str, *command: str) -> None:
         self.name = name
-        self.popen = subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # a group of its own: the terminal's ^C is for the demo, which then ends its parts in order
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+        )
 
     def line(self, what: str) -> dict[str, Any]:
         """Wait for the next JSON line. Raises `DemoError` where the process ends first."""
@@ -149,6 +152,7 @@ class LiveDaemon:
             [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--lifeline"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            process_group=0,
             stderr=errors,
         )
 
@@ -310,12 +314,16 @@ def simulate_command(args: argparse.Namespace) -> int:
     (folder / "pulses.sock").unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        bench = body(folder, args.seed, "calmloop-body", "--wait")
+        bench = body(folder, args.seed, args.source_id, "--wait")
     except DemoError as error:
         say(str(error))
         return 1
-    facts = {"port": bench.port, "streams": ["calmloop body EMG", "calmloop body torque"], "folder": str(folder)}
-    text = f"stimulator at {bench.port}; LSL streams {facts['streams']}; truth and pulse log in {folder} at the end (^C)"
+    sources = [f"{args.source_id}-emg", f"{args.source_id}-force"]
+    facts = {"port": bench.port, "streams": ["calmloop body EMG", "calmloop body torque"], "source_ids": sources, "folder": str(folder)}
+    text = (
+        f"stimulator at {bench.port}; LSL streams 'calmloop body EMG' and 'calmloop body torque' (source_id {' and '.join(sources)}); "
+        f"truth and pulse log in {folder} at the end (^C)"
+    )
     print(json.dumps(facts) if args.json else text, flush=True)
     bench.source.send(f"go {args.seconds:g}" if args.seconds else "go")
     end = time.monotonic() + (args.seconds or float("inf"))

@@ -176,6 +176,8 @@ def falls_short(result: dict[str, Any]) -> list[str]:
     """What is not as the demo promises; empty = good."""
     short = []
     spasms, area = result["spasms"], result["spasm_area"]
+    if not spasms["n"]:
+        short.append("no spasm came in that time: too short to say anything (12 s or more)")
     if spasms["missed"]:
         short.append(f"{spasms['missed']} of {spasms['n']} spasms missed")
     if spasms["false_triggers"]:

@@ -27,6 +27,7 @@ LEARN_S = 2.0  # and nothing is decided before this much quiet was seen
 ENVELOPE_S = 0.02  # time constant of the envelope that ends a spasm
 OFF_S = 0.1  # and how long it must stay low
 ADOPT_S = 60.0  # activity that lasts this long is the new rest
+BAD_S = 0.05  # after a gap or a bad sample the filters need this long
 GAP_S = 0.05  # a hole in the stamps longer than this starts the filters over
 FORCE_SMOOTH_S = 0.005
 FORCE_RATE_SPAN_S = 0.02
@@ -84,13 +85,14 @@ class EmgDetector:
         self.cusum = np.zeros(len(ratios))
         self.cusum_start_s = np.zeros(len(ratios))
         self.floats = np.full(k.N_EMG_FLOATS, np.nan)
-        self.floats[[k.F_ENVELOPE, k.F_LAST_S, k.F_BAD_UNTIL_S]] = 0.0
+        self.floats[[k.F_ENVELOPE, k.F_LAST_S]] = 0.0
         self.ints = np.zeros(k.N_EMG_INTS, np.int64)
         self.ints[k.I_QUALITY] = k.QUALITY_LEARNING
         self.min_blocks = min(round(LEARN_S / BLOCK_S), self.noise_blocks.shape[0])
         self.envelope_step = 1.0 - np.exp(-1.0 / (ENVELOPE_S * sample_rate_hz))
         self.off_samples = round(OFF_S * sample_rate_hz)
         self.adopt_samples = round(ADOPT_S * sample_rate_hz)
+        self.bad_samples = round(BAD_S * sample_rate_hz)
         self.gap_s = max(GAP_S, 10.0 / sample_rate_hz)
 
     def update(self, emg_uv: NDArray[np.float64], t_s: NDArray[np.float64], hold_until_s: float) -> Detection:
@@ -119,6 +121,7 @@ class EmgDetector:
                 self.rule.off_ratio**2,
                 self.off_samples,
                 self.adopt_samples,
+                self.bad_samples,
                 self.gap_s,
             )
         noise_var = max(float(self.noise_var.mean()), self.rule.floor_uv**2)

@@ -66,6 +66,15 @@ def _bed(row: Any, config_path: str) -> None:
         return
     row(config_path, True, "sound")
     port = config.stimulator.port
+    if port == "virtual":
+        row(
+            "stimulator port virtual",
+            False,
+            "filled in by `calmloop demo`",
+            "else: start `calmloop simulate` and write the port it prints",
+            False,
+        )
+        port = os.devnull
     usable = os.access(port, os.R_OK | os.W_OK)
     why = "usable" if usable else "no such port" if not Path(port).exists() else "may not be opened by this user"
     row(f"stimulator port {port}", usable, why, "plug the stimulator in; add the user to the group dialout; see /dev/serial/by-id")

@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 from dataclasses import asdict
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REOPEN_S = 1.0  # how often a missing stimulator is looked for while OFF
+STOP_ANSWER_NS = 500_000_000  # a stimulator that does not confirm a stop within this time is a fault
+FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, it is again
 MAX_CLIENTS = 16
 MAX_MESSAGES_A_TURN = 64  # of the loop, before people are heard again
 EMPTY = Event(Kind.TICK, 0)
@@ -47,6 +50,12 @@ class Guard:
         self.device_open = False
         self.next_open_ns = 0
         self.wake_ns = 0
+        self.stop_check_ns = 0
+        self.last_packet = -1
+        self.recorder_ok = True
+        self.opener: threading.Thread | None = None
+        self.opener_done, self.opener_bell = socket.socketpair()
+        self.open_problem: str | None = None
         self.done = False
         self.got: dict[str, str] = {}
 
@@ -57,30 +66,40 @@ class Guard:
             ready = self.wait()
             if self.control in ready:
                 self.accept()
-            for client in [c for c in self.clients if c in ready]:
+            for client in [c for c in ready if c in self.clients]:
                 self.hear_person(client)
             if self.link in ready:
                 self.hear_daemon()
             if self.device_open and self.stimulator in ready:
                 self.hear_device()
+            if self.opener_done in ready:
+                self.device_opened()
             if self.loop in ready:
                 self.hear_loop()
             now = monotonic_ns()
             if self.wake_ns and now >= self.wake_ns:
                 self.take(Event(Kind.TICK, now))
-            if self.supervisor.state is SafetyState.OFF and now >= self.next_open_ns and not self.done:
+            if self.stop_check_ns and now >= self.stop_check_ns:
+                self.check_stop(now)
+            if self.recorder_ok != (self.ring.fill < (FULL if self.recorder_ok else ROOM)):
+                self.recorder_ok = not self.recorder_ok
+                self.take(Event(Kind.RECORDER, now, ok=self.recorder_ok))
+            if self.supervisor.state is SafetyState.OFF and not self.opener and now >= self.next_open_ns and not self.done:
                 self.open_device()
+        if self.opener:
+            self.opener.join()
 
     def wait(self) -> list[Any]:
         """Block until something can be read or the supervisor's or the reopening deadline is due."""
-        sources: list[Any] = [self.control, self.link, *self.clients]
+        sources: list[Any] = [self.control, self.link, self.opener_done, *self.clients]
         if self.loop is not None:
             sources.append(self.loop)
         if self.device_open:
             sources.append(self.stimulator)
-        deadline_ns = self.wake_ns
-        if self.supervisor.state is SafetyState.OFF:
-            deadline_ns = min(deadline_ns or self.next_open_ns, self.next_open_ns)
+        deadlines = [self.wake_ns, self.stop_check_ns]
+        if self.supervisor.state is SafetyState.OFF and not self.opener:
+            deadlines.append(self.next_open_ns)
+        deadline_ns = min((ns for ns in deadlines if ns), default=0)
         timeout_s = max(0.0, (deadline_ns - monotonic_ns()) * 1e-9) if deadline_ns else None
         return select.select(sources, [], [], timeout_s)[0]
 
@@ -110,14 +129,17 @@ class Guard:
         try:
             match verdict.output:
                 case Output.PULSE:
-                    self.stimulator.trigger(verdict.train, verdict.current_ua)
+                    self.last_packet = self.stimulator.trigger(verdict.train, verdict.current_ua)
                     return monotonic_ns(), ""
                 case Output.STOP:
                     self.stimulator.stop()
+                    self.stop_check_ns = monotonic_ns() + STOP_ANSWER_NS if self.device_open else 0
                 case Output.ARM:
+                    self.stop_check_ns = 0
                     self.stimulator.arm()
                 case Output.DISARM:
                     self.stimulator.disarm()
+                    self.stop_check_ns = monotonic_ns()
         except DriverError as error:
             return 0, f"{type(error).__name__}: {error}"
         return 0, ""
@@ -145,29 +167,59 @@ class Guard:
         self.ring.put(messages.RING_GUARD, json.dumps(row, separators=(",", ":")).encode())
 
     # --- hearing -------------------------------------------------------------------------------------------------------------
+    def check_stop(self, now: int) -> None:
+        """A stop that was not confirmed is sent once more, as a fault that a person must look at."""
+        self.stop_check_ns = 0
+        if self.device_open and not self.stimulator.status()["stop_answered"] and self.supervisor.state is not SafetyState.FAULT:
+            self.take(Event(Kind.DEVICE_FAULT, now, text="the stimulator did not confirm the stop: switch it off by hand"))
+
     def open_device(self) -> None:
-        """Look for the stimulator; READY when it answered, otherwise again later."""
+        """Look for the stimulator in a thread: a box that does not answer takes seconds, and people must be heard meanwhile.
+
+        Only in OFF, where nothing else touches the stimulator; `device_opened` hears of the result.
+        """
         self.next_open_ns = monotonic_ns() + int(REOPEN_S * 1e9)
         if self.device_open:
             self.stimulator.close()
             self.device_open = False
-        try:
-            self.stimulator.open()
-            self.stimulator.prepare([pulse_train(train) for train in self.trains.values()])
-        except DriverError as error:
-            self.stimulator.close()
-            why = f"no stimulator: {error}"
-            if why != self.supervisor.reason:
-                self.take(Event(Kind.READY, monotonic_ns(), text=why))
-            return
-        self.device_open = True
-        self.take(Event(Kind.READY, monotonic_ns(), ok=True, text=f"{self.stimulator.limits.model} found"))
+
+        def look() -> None:
+            try:
+                self.stimulator.open()
+                self.stimulator.prepare([pulse_train(train) for train in self.trains.values()])
+                self.open_problem = None
+            except DriverError as error:
+                self.stimulator.close()
+                self.open_problem = f"no stimulator: {error}"
+            self.opener_bell.send(b"!")
+
+        self.opener = threading.Thread(target=look, name="look for the stimulator")
+        self.opener.start()
+
+    def device_opened(self) -> None:
+        """READY when the stimulator answered; otherwise say why not, once, and look again later."""
+        self.opener_done.recv(1)
+        assert self.opener
+        self.opener.join()
+        self.opener = None
+        now = monotonic_ns()
+        self.next_open_ns = now + int(REOPEN_S * 1e9)
+        self.device_open = self.open_problem is None
+        if self.device_open:
+            self.take(Event(Kind.READY, now, ok=True, text=f"{self.stimulator.limits.model} found"))
+        elif self.open_problem != self.supervisor.reason:
+            self.take(Event(Kind.READY, now, text=self.open_problem or ""))
 
     def hear_device(self) -> None:
         """Acknowledgements and troubles of the stimulator."""
         for said in self.stimulator.read_events():
-            kind = Kind.ACK if said.kind is DeviceEventKind.ACK else Kind.DEVICE_FAULT
-            self.take(Event(kind, monotonic_ns(), number=said.number, text="" if kind is Kind.ACK else f"{said.kind.value}: {said.text}"))
+            now = monotonic_ns()
+            if said.kind is not DeviceEventKind.ACK:
+                self.take(Event(Kind.DEVICE_FAULT, now, number=said.number, text=f"{said.kind.value}: {said.text}"))
+            elif said.number == self.last_packet:
+                self.take(Event(Kind.ACK, now, number=said.number))
+            else:  # an old or doubled answer proves nothing about the last pulse
+                self.take(Event(Kind.BAD_INPUT, now, number=said.number, text=f"answer to pulse {said.number}, not to {self.last_packet}"))
             if said.kind is DeviceEventKind.PORT_LOST:
                 self.device_open = False
                 self.stimulator.close()
@@ -227,24 +279,28 @@ class Guard:
             say(f"the daemon is gone: output stopped, not armed; {self.supervisor.pulses_total} pulses were given")
 
     def accept(self) -> None:
-        """Let a person's command in, if it comes from this user or root."""
-        try:
-            client, _ = self.control.accept()
-        except OSError:
-            return
-        client.setblocking(False)
-        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if uid not in (0, os.getuid()):
-            client.close()
-            return
-        self.clients.append(client)
-        if len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
-            self.clients.pop(0).close()
+        """Let people's commands in, if they come from this user or root; what they say already is heard at once."""
+        while True:
+            try:
+                client, _ = self.control.accept()
+            except OSError:
+                return
+            client.setblocking(False)
+            _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid not in (0, os.getuid()):
+                client.close()
+                continue
+            self.clients.append(client)
+            self.hear_person(client)
+            if len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
+                self.clients.pop(0).close()
 
     def hear_person(self, client: socket.socket) -> None:
         """One command, one answer. A command that cannot be read is refused with what would be right."""
         try:
             data = client.recv(messages.MAX_COMMAND_BYTES)
+        except BlockingIOError:
+            return
         except OSError:
             data = b""
         if not data:
@@ -275,7 +331,8 @@ class Guard:
             return {"ok": True, "reasons": list(verdict.reasons)}
         if do == "arm":
             self.take(Event(Kind.ARM, now, ok=command.get("automatic", True) is True, text=who))
-            return {"ok": self.supervisor.state is SafetyState.ARMED, "reasons": [self.supervisor.reason]}
+            granted = self.supervisor.automatic or not command.get("automatic", True)
+            return {"ok": self.supervisor.state is SafetyState.ARMED and granted, "reasons": [self.supervisor.reason]}
         if do == "disarm":
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
@@ -314,6 +371,7 @@ class Guard:
             "automatic": s.automatic,
             "loop": "alive" if s.loop_joined and now - s.heartbeat_ns < 10**9 else "silent" if s.loop_joined else "absent",
             "data_ok": s.data_ok,
+            "recorder_ok": s.recorder_ok,
             "pulses": s.pulses_total,
             "pulses_withheld_late": s.withheld_total,
             "charge_uc": s.charge_total_nc / 1000,
@@ -366,9 +424,11 @@ def listen(path: Path) -> socket.socket:
             except ConnectionRefusedError:
                 path.unlink()
             except OSError as error:
-                sys.exit(f"guard: cannot tell whether {path} is in use: {error}")
+                say(f"cannot tell whether {path} is in use: {error}")
+                sys.exit(2)
             else:
-                sys.exit(f"guard: another guard serves this bed already ({path})")
+                say(f"another guard serves this bed already ({path})")
+                sys.exit(2)
     control.bind(os.fspath(path))
     path.chmod(0o600)
     control.listen(MAX_CLIENTS)

@@ -10,10 +10,10 @@ import numpy as np
 from numba import njit
 
 # --- EMG: indices into the state vectors ------------------------------------------------------------------------------------------
-F_ENVELOPE, F_ONSET_S, F_DECIDED_S, F_OFFSET_S, F_LAST_S, F_BAD_UNTIL_S = range(6)
-N_EMG_FLOATS = 6
-I_ACTIVE, I_BELOW, I_IN_BLOCK, I_BLOCK, I_BLOCKS, I_HELD, I_ACTIVE_SAMPLES, I_QUALITY = range(8)
-N_EMG_INTS = 8
+F_ENVELOPE, F_ONSET_S, F_DECIDED_S, F_OFFSET_S, F_LAST_S = range(5)
+N_EMG_FLOATS = 5
+I_ACTIVE, I_BELOW, I_IN_BLOCK, I_BLOCK, I_BLOCKS, I_HELD, I_ACTIVE_SAMPLES, I_QUALITY, I_BAD = range(9)
+N_EMG_INTS = 9
 
 QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 
@@ -21,7 +21,7 @@ QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 NOISE_QUANTILE = 0.3
 NOISE_CORRECTION = 1.09
 CAP_NATS = 6.0  # one sample adds at most this, so that no single outlier triggers (detection notes, section 7)
-BAD_S = 0.05  # after a gap or a bad sample the filters need this long
+MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 
 
 @njit(cache=True, nogil=True)
@@ -48,6 +48,7 @@ def emg_update(
     off_power,
     off_samples,
     adopt_samples,
+    bad_samples,
     gap_s,
 ):
     """Pooled CUSUM on the energy log-likelihood ratio of the channels of one muscle.
@@ -72,15 +73,17 @@ def emg_update(
     n, c = x_uv.shape
     for k in range(n):
         now = t_s[k]
-        if now - floats[F_LAST_S] > gap_s and floats[F_LAST_S] > 0.0:
-            floats[F_BAD_UNTIL_S] = now + BAD_S
+        # counted in samples, not by the stamps, which may be what is wrong
+        ints[I_BAD] = max(0, ints[I_BAD] - 1)
+        if abs(now - floats[F_LAST_S]) > gap_s and floats[F_LAST_S] > 0.0:
+            ints[I_BAD] = bad_samples
         floats[F_LAST_S] = now
         energy = 0.0
         for ch in range(c):
             y = x_uv[k, ch]
-            if not np.isfinite(y):
+            if not abs(y) < MAX_UV:  # NaN too
                 y = 0.0
-                floats[F_BAD_UNTIL_S] = now + BAD_S
+                ints[I_BAD] = bad_samples
             for s in range(sos.shape[0]):
                 w = y
                 y = sos[s, 0] * w + z[s, ch, 0]
@@ -94,7 +97,7 @@ def emg_update(
                     cusum[r] += min(gain[r] * u - bias[r], CAP_NATS)
         ints[I_IN_BLOCK] += 1
 
-        bad = now <= floats[F_BAD_UNTIL_S]
+        bad = ints[I_BAD] > 0
         if bad or now <= hold_until_s:
             ints[I_HELD] = 1
             ints[I_QUALITY] = QUALITY_BAD if bad else QUALITY_HELD
@@ -203,7 +206,7 @@ def force_update(
     span = history.shape[0]
     for k in range(f.shape[0]):
         now, y = t_s[k], f[k]
-        if not np.isfinite(y) or (now - floats[G_LAST_S] > gap_s and floats[G_LAST_S] > 0.0):
+        if not np.isfinite(y) or (abs(now - floats[G_LAST_S]) > gap_s and floats[G_LAST_S] > 0.0):
             ints[J_SEEN] = 0  # start over: the baseline is unknown again
         floats[G_LAST_S] = now
         if not np.isfinite(y):

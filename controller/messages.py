@@ -12,7 +12,10 @@ import struct
 import tempfile
 from pathlib import Path
 from time import monotonic_ns
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # --- loop -> guard ----------------------------------------------------------------------------------------------------------------
 HEARTBEAT, REQUEST = 1, 2
@@ -97,22 +100,44 @@ def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, 
     NoBedError
         Nobody listens, or no answer came in time.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+    answers, gone = ask_all([bed], command, timeout_s)
+    if gone:
+        raise NoBedError(gone[bed])
+    return answers[bed]
+
+
+def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.0) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Send a command to several guards before waiting for any: one that hangs must not keep a stop from the others.
+
+    Returns
+    -------
+    answers : dict of bed to answer
+    gone : dict of bed to why there is none
+    """
+    sockets: dict[str, socket.socket] = {}
+    answers: dict[str, dict[str, Any]] = {}
+    gone: dict[str, str] = {}
+    for bed in names:
+        sockets[bed] = s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         s.settimeout(timeout_s)
         try:
             s.connect(os.fspath(control_path(bed)))
             s.send(json.dumps(command).encode())
-            answer = s.recv(65536)
         except FileNotFoundError:
-            raise NoBedError(f"no bed named {bed!r} is running") from None
+            gone[bed] = f"no bed named {bed!r} is running"
         except ConnectionRefusedError:
-            raise NoBedError(f"the guard of bed {bed!r} is gone (its socket is left over)") from None
-        except (TimeoutError, OSError) as error:
-            raise NoBedError(f"the guard of bed {bed!r} did not answer: {error}") from None
-    if not answer:
-        raise NoBedError(f"the guard of bed {bed!r} closed the connection")
-    reply: dict[str, Any] = json.loads(answer)
-    return reply
+            gone[bed] = f"the guard of bed {bed!r} is gone (its socket is left over)"
+        except OSError as error:
+            gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error}"
+    for bed, s in sockets.items():
+        try:
+            if bed not in gone:
+                answers[bed] = json.loads(s.recv(65536))
+        except (OSError, ValueError) as error:
+            gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error or 'it closed the connection'}"
+        finally:
+            s.close()
+    return answers, gone
 
 
 def daemon_status(bed: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from controller.guard import event_from_dict
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS, detections_as_rows
 from controller.supervisor import Supervisor, prescription_from
-from drivers.base import Chunk, DeviceNotFoundError, DriverError
+from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatError
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +47,7 @@ class Result:
     requests: int = 0
     guard_events: int = 0
     pulses: int = 0
-    identical: bool = True
+    identical: bool | None = True  # None: there was nothing to compare
     first_difference: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +64,8 @@ def replay_session(folder: Path) -> Result:
     _replay_loop(session, result)
     _replay_guard(session, result)
     if not result.cycles and session.config.automatic:
-        result.notes.append("the recording holds no cycle of the loop")
+        result.notes.append("the recording holds no cycle of the loop: nothing was compared")
+        result.identical = result.identical and None
     return result
 
 
@@ -136,7 +137,7 @@ unit = "uV"
 [[emg_rules]]
 name = "all channels"
 channels = [{channels}]
-train = "none"
+train = "replay"
 high_pass_hz = {high_pass_hz!r}
 threshold = {threshold!r}
 floor_uv = {floor_uv!r}
@@ -148,7 +149,7 @@ off_ratio = {off_ratio!r}
 
 
 _NO_STIMULATION = """
-[trains.none]
+[trains.replay]
 channel = 1
 current_ma = 1.0
 phase_width_us = 100
@@ -159,7 +160,7 @@ ramp_up_ms = 0
 taper_ms = 0
 [prescription]
 author = "replay: nothing is stimulated"
-manual_train = "none"
+manual_train = "replay"
 electrode_area_cm2 = 25.0
 max_current_ma = 1.0
 max_charge_per_phase_uc = 1.0
@@ -218,6 +219,8 @@ def command(args: argparse.Namespace) -> int:
         path = Path(name)
         try:
             if path.is_dir() or path.name == recording.SIGNALS:
+                if args.realtime:
+                    raise FileFormatError(f"{path}: --realtime is for files; a session of ours is replayed as fast as it goes")
                 result = _session_command(path if path.is_dir() else path.parent, args)
             elif args.realtime:
                 result = _play(path, args)
@@ -229,7 +232,7 @@ def command(args: argparse.Namespace) -> int:
             code = 2
             continue
         results.append(result)
-        code = max(code, 0 if result.get("identical", True) else 1)
+        code = max(code, 0 if result.get("identical", True) is True else 1)
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results))
     return code
@@ -239,7 +242,8 @@ def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     result = replay_session(folder)
     if not args.json:
         print(f"{folder}: {result.cycles} cycles, {result.requests} requests, {result.guard_events} guard events, {result.pulses} pulses")
-        print("  identical decisions" if result.identical else f"  FIRST DIFFERENCE: {json.dumps(result.first_difference)}")
+        if result.identical is not None:
+            print("  identical decisions" if result.identical else f"  FIRST DIFFERENCE: {json.dumps(result.first_difference)}")
         for note in result.notes:
             print("  " + note)
     return asdict(result)
@@ -261,9 +265,10 @@ def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     spasms = detect(rec, config)
     rule = config.emg_rules[0].model_dump(mode="json")
     seconds = len(rec.emg) / rec.sample_rate_hz
+    notes = [*rec.notes, *doubts(rec, spasms, args.floor is not None, rule["floor_uv"])]
     if not args.json:
         print(f"{path}: {len(rec.channels)} channels ({rec.unit}), {rec.sample_rate_hz:g} Hz, {seconds:.1f} s")
-        for note in rec.notes:
+        for note in notes:
             print("  note: " + note)
         print("  settings: " + ", ".join(f"{key} {value}" for key, value in rule.items() if key not in ("name", "train")))
         for i, s in enumerate(spasms, 1):
@@ -273,7 +278,23 @@ def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
                 f"  peak {s['peak_uv']:8.1f}{parts}"
             )
         print(f"  {len(spasms)} detections")
-    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": rec.notes, "detections": spasms}
+    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "detections": spasms}
+
+
+def doubts(rec: Recording, spasms: list[dict[str, float]], floor_given: bool, floor: float) -> list[str]:
+    """What makes the result of a file doubtful; said beside it."""
+    notes = []
+    if rec.unit == "raw" and not floor_given:
+        notes.append(f"the unit is not known, so the floor of {floor:g} is in raw counts: give --unit or --floor")
+    rms = float(np.sqrt(np.mean((rec.emg - rec.emg.mean(0)) ** 2)))
+    if not spasms and rms < floor:
+        notes.append(f"the whole recording has {rms:.3g} rms, less than the floor of {floor:g}: wrong --unit or --floor?")
+    if rms > 2e4 and rec.unit != "raw":
+        notes.append(f"{rms:.3g} uV rms is no surface EMG: wrong --unit?")
+    active_s = sum(s["offset_s"] - s["onset_s"] for s in spasms)
+    if active_s > 0.8 * rec.duration_s:
+        notes.append(f"active for {100 * active_s / rec.duration_s:.0f} % of the time: --floor too low, or stimulation in the signal?")
+    return notes
 
 
 def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -314,8 +335,8 @@ def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         "armed": armed,
         "session": last.get("session"),
         "trains": last.get("trains"),
-        "stimulator": log[-1].get("summary"),
+        "stimulator": {key: log[-1]["summary"][key] for key in ("pulses", "max_current_ma", "outside_limits", "frames_refused")},
     }
     if not args.json:
-        print(json.dumps(facts, indent=1))
+        print("\n".join(f"{key}: {value}" for key, value in facts.items()))
     return facts

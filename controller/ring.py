@@ -31,6 +31,7 @@ class _Ring:
         self._map = mmap.mmap(fd, size)
         view = memoryview(self._map)
         self._head = view[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
+        self._tail = view[8:16].cast("Q")  # bytes that the reader has taken
         self._data = view[HEADER_BYTES:]
         self.capacity_bytes = size - HEADER_BYTES
         self._view = view
@@ -38,6 +39,7 @@ class _Ring:
     def close(self) -> None:
         """Let the memory go."""
         self._head.release()
+        self._tail.release()
         self._data.release()
         self._view.release()
         self._map.close()
@@ -66,6 +68,11 @@ class RingWriter(_Ring):
         self._at = self._copy(at, payload)
         self._head[0] = self._at
 
+    @property
+    def fill(self) -> float:
+        """Share of the ring that waits to be read; above 1 something was lost."""
+        return (self._at - self._tail[0]) / self.capacity_bytes
+
     def _copy(self, at: int, data: bytes) -> int:
         start = at % self.capacity_bytes
         first = min(len(data), self.capacity_bytes - start)
@@ -89,6 +96,7 @@ class RingReader(_Ring):
         while True:
             head = self._head[0]
             if self._at == head:
+                self._tail[0] = self._at
                 return
             if head - self._at > self.capacity_bytes:
                 self._resync()

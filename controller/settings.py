@@ -749,8 +749,18 @@ def _n_pulses(train: Train) -> int:
 def _notes(settings: Settings) -> list[str]:
     """Say what is allowed, and yet worth a word."""
     least_ma = DEVICES[settings.stimulator.driver].electrode_check_ma
-    return [
-        f"{name} has {train.current_ma:g} mA; below {least_ma:g} mA the {settings.stimulator.driver} does not notice a loose electrode"
+    fast = [
+        f"{name} asks for {train.pulse_rate_hz:g} Hz; above about 85 Hz the spacing that guard keeps sets the rate, not the prescription"
         for name, train in settings.trains.items()
-        if train.current_ma < least_ma
+        if train.pulse_rate_hz > 85
     ]
+    unsigned = ["the prescription is not signed by anybody"] if settings.prescription.author.startswith("not signed") else []
+    return (
+        unsigned
+        + fast
+        + [
+            f"{name} has {train.current_ma:g} mA; below {least_ma:g} mA the {settings.stimulator.driver} does not notice a loose electrode"
+            for name, train in settings.trains.items()
+            if train.current_ma < least_ma
+        ]
+    )

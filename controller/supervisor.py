@@ -49,7 +49,9 @@ LOAD_OHM = 500  # the load of the standards' figures
 LEASE_NS = 200 * MS  # automatic output lives this long beyond the loop's last proof of life (E4)
 MAX_TRIGGER_AGE_NS = 250 * MS  # an older trigger is dropped (C7)
 ACK_TIMEOUT_NS = 100 * MS  # no answer for this long: fault, and what was sent counts as delivered (E1)
+CONTINUE_NS = 500 * MS  # a later request for the same spasm, counted from the end of the look, is an event of its own
 MAX_REASON_CHARS = 300
+RECORDER_WORDS = "recording does not keep up: nothing more is stimulated"
 LOCKOUT_WORDS = "a person must arm again"
 
 
@@ -82,6 +84,7 @@ class Kind(StrEnum):
     ACK = "ack"
     DEVICE_FAULT = "device fault"
     BAD_INPUT = "bad input"
+    RECORDER = "recorder"  # whether what happens is being recorded
     TICK = "tick"
 
 
@@ -120,7 +123,7 @@ class Event:
     event_id : int
         The spasm that a request belongs to.
     ok : bool
-        READY: the stimulator is there. HEARTBEAT: data are arriving. ARM: automatic mode is wanted too.
+        READY: the stimulator is there. HEARTBEAT: data are arriving. RECORDER: it keeps up. ARM: automatic mode is wanted too.
     """
 
     kind: Kind
@@ -337,6 +340,7 @@ class Supervisor:
     loop_joined: bool = False
     heartbeat_ns: int = 0
     data_ok: bool = False
+    recorder_ok: bool = True
     last_number: int = 0
     # the running train
     train: int = 0
@@ -371,12 +375,17 @@ class Supervisor:
         current_ua = 0
         kind, now = event.kind, event.now_ns
 
+        # An answer that is late by guard's own clock is as good as none: what happened in between is not known.
+        if self.outstanding and now - self.last_pulse_ns > ACK_TIMEOUT_NS:
+            ended = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered", now)
+            output = Output.STOP
+
         # what takes output away comes first, in order of severity
         if kind is Kind.DEVICE_FAULT:
-            ended = self._fault(event.text, now)
+            ended = self._fault(event.text, now) or ended
             output = Output.STOP
         elif kind is Kind.STOP:
-            ended = self._end("stopped: " + event.text, now)
+            ended = ended or self._end("stopped: " + event.text, now)
             output = Output.STOP
             self.outstanding = False  # the box drops its queue with the stop: an answer need not come
             self.person_ns = now
@@ -392,19 +401,15 @@ class Supervisor:
                 ended = self._end("loop lost", now)
             if self.automatic:
                 self.automatic = False
-                self._say("automatic mode off: loop lost; a person must arm it again")
+                if self.state is SafetyState.ARMED:
+                    self._to(SafetyState.ARMED, "armed for the button only: loop lost; a person must arm automatic mode again")
         elif kind is Kind.DISARM:
             ended = self._end("disarmed: " + event.text, now)
-            self.outstanding = False
+            self.outstanding = self.arming = False
             self.person_ns = now
             if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
                 output = Output.DISARM
                 self._to(SafetyState.IDLE, "disarmed: " + event.text)
-        elif self.outstanding and kind is not Kind.ACK and now - self.last_pulse_ns > ACK_TIMEOUT_NS:
-            ended = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered", now)
-            output = Output.STOP
-            if kind in (Kind.REQUEST, Kind.TRIGGER):
-                refused = self._refuse(event, ["fault"])
         elif kind is Kind.ACK:
             if self.outstanding:
                 self.outstanding = False
@@ -414,6 +419,10 @@ class Supervisor:
             self.heartbeat_ns, self.data_ok = min(event.issued_ns, now), event.ok
         elif kind is Kind.LOOP_JOINED:
             self.loop_joined, self.automatic, self.data_ok, self.last_number = True, False, False, 0
+            self.event_id = 0  # its numbers start anew: it continues nobody's event
+        elif kind is Kind.RECORDER:
+            self.recorder_ok = event.ok
+            self._say("recording keeps up again" if event.ok else RECORDER_WORDS)
         elif kind is Kind.READY:
             if self.state is SafetyState.OFF and event.ok:
                 self._to(SafetyState.IDLE, "not armed: " + event.text)
@@ -468,7 +477,10 @@ class Supervisor:
 
     def _armed(self, event: Event) -> Output:
         if not self.arming or self.state not in (SafetyState.IDLE, SafetyState.ARMED, SafetyState.LOCKOUT):
-            return Output.STOP  # armed without having been asked: take it back
+            if self.state in (SafetyState.ARMED, SafetyState.STIMULATING, SafetyState.LOCKOUT):
+                self._end("armed without having been asked", event.now_ns)
+                self._to(SafetyState.IDLE, "armed without having been asked: taken back")
+            return Output.STOP
         self.arming = False
         alive = self.loop_joined and self.data_ok and event.now_ns - self.heartbeat_ns <= LEASE_NS
         self.automatic = self.want_automatic and alive
@@ -497,6 +509,10 @@ class Supervisor:
             reasons.append(
                 f"not armed: {self.state}, {self.reason}" if self.state is not SafetyState.STIMULATING else "already stimulating"
             )
+        if self._expired(now):
+            reasons.append("arming has expired")
+        if not self.recorder_ok:
+            reasons.append(RECORDER_WORDS)
         age = now - event.issued_ns
         if not 0 <= age <= MAX_TRIGGER_AGE_NS:
             reasons.append(f"trigger is {age // MS} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed)")
@@ -533,7 +549,7 @@ class Supervisor:
             event.kind is Kind.REQUEST
             and event.event_id == self.event_id
             and self.event_cause != Cause.MANUAL
-            and now - self.event_end_ns < self.prescription.refractory_ns
+            and now - self.event_end_ns < self.prescription.look_dead_ns + self.prescription.look_ns + CONTINUE_NS
         )
 
     def _dose_reasons(self, event: Event, now: int) -> list[str]:
@@ -570,7 +586,7 @@ class Supervisor:
             return -1
         self.last_number = max(self.last_number, event.number)
         for reason in reasons:
-            if self.state is SafetyState.ARMED and reason.endswith(LOCKOUT_WORDS):
+            if self.automatic and self.state is SafetyState.ARMED and reason.endswith(LOCKOUT_WORDS):
                 self._to(SafetyState.LOCKOUT, reason)
         self._say("refused: " + "; ".join(reasons))
         return event.number
@@ -683,5 +699,5 @@ class Supervisor:
         self._say(self.reason)
 
     def _say(self, text: str) -> None:
-        if text:
+        if text and text[:MAX_REASON_CHARS] not in self._said:
             self._said.append(text[:MAX_REASON_CHARS])

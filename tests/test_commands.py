@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.rig import GuardRig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +55,34 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
     assert calmloop("disarm").returncode == 0
     assert calmloop("clear", "nothing").returncode == 1
+
+
+def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = GuardRig(tmp_path / "other", bed="a-other")
+    for rig in (guard, other):
+        rig.ask("arm", automatic=False)
+    os.kill(other.process.pid, signal.SIGSTOP)
+    try:
+        answer = calmloop("stop")
+        assert answer.returncode == 2
+        assert "SWITCH ITS STIMULATOR OFF BY HAND" in answer.stdout.splitlines()[0]
+        assert guard.ask("status")["state"] == "IDLE"
+    finally:
+        os.kill(other.process.pid, signal.SIGCONT)
+    other.wait_for(lambda s: s["state"] == "IDLE")  # the stop was waiting for it
+    other.close()
+
+
+def test_arming_for_less_than_was_asked_is_no_success(guard):
+    assert calmloop("arm").returncode == 1  # there is no loop
+    assert calmloop("arm", "--button-only").returncode == 0
+
+
+def test_a_bed_is_served_once(guard):
+    answer = calmloop("run", "config/bench.toml", "--bed", "test")
+    assert answer.returncode == 2
+    assert "running already" in answer.stderr
 
 
 def test_a_left_over_socket_is_named_not_mistaken_for_a_bed(guard):

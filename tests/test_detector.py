@@ -106,7 +106,7 @@ def test_the_block_size_never_matters(blocks, seed):
                 assert np.array_equal(value, getattr(rule_b, name), equal_nan=True), name
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1.1e6])
 def test_bad_samples_never_trigger_and_are_forgotten(bad):
     rng = np.random.default_rng(5)
     x = with_spasms(rng, 20, [15.0])
@@ -120,6 +120,15 @@ def test_a_gap_does_not_trigger():
     detector = SpasmDetector(CONFIG)
     assert run(emg_noise(rng, 5, 8.0) + 3000.0, detector=detector) == []
     assert run(emg_noise(rng, 5, 8.0) - 3000.0, detector=detector, start_s=200.0) == []
+
+
+def test_a_stamp_from_the_future_does_not_blind_it():
+    rng = np.random.default_rng(10)
+    x = with_spasms(rng, 16, [12.0])
+    detector = SpasmDetector(CONFIG)
+    assert run(x[:8000], detector=detector) == []
+    assert run(x[8000:8004], detector=detector, start_s=1e9) == []
+    assert [round(decided + 4.002) for decided, _ in run(x[8004:], detector=detector, start_s=104.002)] == [12]
 
 
 def test_held_samples_are_not_evidence():

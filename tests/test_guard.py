@@ -206,9 +206,50 @@ def test_a_second_guard_for_the_same_bed_is_refused(guard):
         ours.send(json.dumps(settings.guard_view(guard.config)).encode())
         command = [sys.executable, "-m", "controller.guard", "--link", str(theirs.fileno()), "--ring", "0", "--bed", "test"]
         second = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, text=True, timeout=10, check=False)
-    assert second.returncode == 1
+    assert second.returncode == 2
     assert "another guard serves this bed" in second.stderr
     assert guard.ask("status")["ok"]
+
+
+def test_a_stop_that_is_not_confirmed_is_a_fault(guard):
+    guard.ask("arm", automatic=False)
+    os.kill(guard.twin.process.pid, signal.SIGSTOP)
+    try:
+        assert guard.ask("stop")["state"] == "IDLE"
+        assert "did not confirm the stop" in guard.wait_for(lambda s: s["state"] == "FAULT")["reason"]
+    finally:
+        os.kill(guard.twin.process.pid, signal.SIGCONT)
+
+
+def test_what_cannot_be_recorded_is_not_stimulated(guard):
+    guard.ask("arm", automatic=False)
+    guard.rows()
+    for _ in range(4000):  # nobody reads the ring of 1 MB
+        if not guard.ask("clear", reason="x")["recorder_ok"]:
+            break
+    answer = guard.trigger()
+    assert not answer["ok"]
+    assert "recording does not keep up" in answer["reasons"][0]
+    assert guard.twin.pulses() == []
+    guard.rows()  # the daemon catches up
+    guard.wait_for(lambda s: s["recorder_ok"])
+    assert guard.trigger()["ok"]
+
+
+def test_a_stimulator_that_never_answers_keeps_nobody_waiting(tmp_path):
+    rig = GuardRig(tmp_path, "--fault", "hang@3")
+    rig.ask("arm", automatic=False)
+    rig.trigger()
+    rig.wait_for(lambda s: s["state"] == "FAULT")
+    rig.ask("clear", reason="test")
+    slowest = 0.0
+    for _ in range(20):  # while guard looks for the stimulator again and again
+        start = time.monotonic()
+        assert rig.ask("stop")["ok"]
+        slowest = max(slowest, time.monotonic() - start)
+        time.sleep(0.1)
+    assert slowest < 0.3
+    rig.close()
 
 
 def test_sigint_and_sigterm_are_the_daemons_business(guard):

@@ -432,6 +432,62 @@ def test_a_late_acknowledgement_withholds_the_next_pulse():
     assert times[1] - times[0] == 40 * MS
 
 
+def test_a_late_answer_is_as_good_as_none():
+    bed = Bed().armed()
+    bed.acking = False
+    bed.request()
+    bed.now += ACK_TIMEOUT_NS + 1
+    assert bed.do(Kind.ACK).output is Output.STOP
+    assert bed.s.state is SafetyState.FAULT
+
+
+def test_a_trigger_at_the_very_moment_arming_expires_is_refused():
+    for how in ("request", "press"):
+        bed = Bed().armed()
+        bed.now += 30 * MINUTE + 1
+        bed.s.heartbeat_ns = bed.now
+        verdict = getattr(bed, how)()
+        assert verdict.refused
+        assert verdict.output is Output.DISARM
+
+
+def test_a_new_loop_continues_nobodys_event():
+    bed = Bed().armed()
+    bed.request(event_id=1)
+    bed.run(501 * MS)
+    bed.do(Kind.LOOP_LOST)
+    bed.do(Kind.LOOP_JOINED)
+    bed.do(Kind.HEARTBEAT, ok=True)
+    bed.do(Kind.ARM, ok=True)
+    bed.run(125 * MS)
+    assert "refractory" in bed.request(event_id=1).reasons[0]
+
+
+def test_an_event_cannot_be_taken_up_again_long_after_its_look():
+    bed = Bed(replace(RX, refractory_ns=60 * S)).armed()
+    bed.request(event_id=1)
+    bed.run(5 * S)
+    assert "refractory" in bed.request(event_id=1).reasons[0]
+
+
+def test_a_loop_that_is_not_armed_cannot_lock_the_button_out():
+    bed = Bed(replace(RX, max_auto_events_1h=0))
+    bed.do(Kind.READY, ok=True)
+    bed.do(Kind.ARM, ok=False)
+    bed.request()
+    assert bed.s.state is SafetyState.ARMED
+    assert bed.press().delivered
+
+
+def test_disarm_takes_an_arming_under_way_back():
+    bed = Bed()
+    bed.do(Kind.READY, ok=True)
+    bed.s.step(Event(Kind.ARM, bed.now))
+    bed.do(Kind.DISARM)
+    verdict = bed.do(Kind.ARMED)
+    assert (verdict.output, verdict.state) == (Output.STOP, SafetyState.IDLE)
+
+
 # --- whatever comes in ------------------------------------------------------------------------------------------------------------
 EVENTS = st.builds(
     dict,

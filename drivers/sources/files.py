@@ -593,7 +593,15 @@ def _force_unit(held: _Held, force: _Table, given: str | None) -> str:
 def _rate_hz(held: _Held, table: _Table, flags: dict[str, Any], role: str, fallback_hz: float | None = None) -> float:
     """Sampling rate of a signal: flag, the file's word for each of its variables, or `fallback_hz`."""
     if flags[role + "rate_hz"] is not None:
-        return float(flags[role + "rate_hz"])
+        given_hz = float(flags[role + "rate_hz"])
+        for name in table.variables:
+            try:
+                own_hz = _own_rate_hz(held, name, len(table.values), role)
+            except FileFormatError:
+                continue  # what the file says cannot be read: the flag alone counts
+            if own_hz is not None and abs(own_hz - given_hz) > 1e-3 * own_hz:
+                held.notes.append(f"RATE OVERRULED: {given_hz:g} Hz was given, the file says {own_hz:g} Hz for {name}")
+        return given_hz
     if flags[role + "rate_variable"] is not None:
         return _scalar_hz(held, flags[role + "rate_variable"])
     rates_hz = [_own_rate_hz(held, name, len(table.values), role) for name in table.variables]

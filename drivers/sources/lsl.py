@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESOLVE_S = 5.0
+TWIN_S = 1.0
 MAX_SAMPLES = 4096  # of one pull
 BUFFER_S = 5  # what LSL keeps for us: bounds staleness; what falls out is a gap in the stamps
 TO_UV = {"uv": 1.0, "µv": 1.0, "microvolts": 1.0, "microvolt": 1.0, "mv": 1e3, "millivolts": 1e3, "v": 1e6, "volts": 1e6}
@@ -111,7 +112,10 @@ def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> tuple[pylsl.StreamInfo
     # quotes cannot be escaped in liblsl's queries: a name with one is looked for among all streams
     conditions = {"name": wanted.stream_name, "source_id": wanted.source_id, "type": wanted.stream_type}
     asked = [f"{key}='{value}'" for key, value in conditions.items() if value and "'" not in value]
-    found = pylsl.resolve_bypred(" and ".join(asked) or "true()", 1, timeout_s)
+    query = " and ".join(asked) or "true()"
+    found = pylsl.resolve_bypred(query, 1, timeout_s)
+    if found:  # the first answer comes at once; a second stream that fits needs a moment more to be heard
+        found = pylsl.resolve_bypred(query, 2, TWIN_S) or found
     found = [info for info in found if all(value in ("", getattr(info, key)()) for key, value in conditions.items())]
     if not found:
         seen = streams_seen()
@@ -121,7 +125,8 @@ def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> tuple[pylsl.StreamInfo
             + f" within {timeout_s:g} s; streams seen: {'; '.join(seen) if seen else 'none'}"
         )
     if len({info.uid() for info in found}) > 1:
-        raise DeviceMismatchError(f"{len(found)} LSL streams are named {wanted.stream_name!r}: give source_id in the settings")
+        twins = ", ".join(sorted(f"source_id {info.source_id()!r} on {info.hostname()}" for info in found))
+        raise DeviceMismatchError(f"{len(found)} LSL streams are named {wanted.stream_name!r}: say which with source_id ({twins})")
     inlet = pylsl.StreamInlet(found[0], max_buflen=1, recover=False)  # the full description travels with the inlet only
     try:
         info = inlet.info(timeout_s)
