@@ -37,15 +37,22 @@ class Audit:
         path.chmod(0o600)
         row = self._db.execute("SELECT hash FROM audit ORDER BY id DESC LIMIT 1").fetchone()
         self._last: str = row[0] if row else ""
+        self._rows: int = self._db.execute("SELECT count(*) FROM audit").fetchone()[0]
 
     def add(self, monotonic_ns: int, what: str, **detail: Any) -> None:
         """Append one row; it is on the disk when this, or `together` around it, returns."""
         utc = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = json.dumps(detail, default=str)
         self._last = _hash(self._last, utc, monotonic_ns, what, text)
+        self._rows += 1
         self._db.execute(
             "INSERT INTO audit (utc, monotonic_ns, what, detail, hash) VALUES (?, ?, ?, ?, ?)", (utc, monotonic_ns, what, text, self._last)
         )
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Number of rows and last hash, to be anchored elsewhere: a chain alone does not show that its end was cut off."""
+        return {"audit_rows": self._rows, "audit_hash": self._last}
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -61,15 +68,25 @@ class Audit:
         self._db.close()
 
 
-def first_bad_row(path: Path) -> int | None:
-    """Id of the first row whose hash does not follow from the rows before it; None = the chain holds."""
-    before = ""
+def first_bad_row(path: Path, head: dict[str, Any] | None = None) -> int | None:
+    """Id of the first row that is wrong or missing; None = the chain holds.
+
+    Parameters
+    ----------
+    head : dict or None
+        `Audit.head` as it was anchored: the row that it names must be there as it was.
+    """
+    before, n = "", 0
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
-        for i, utc, ns, what, detail, digest in db.execute("SELECT id, utc, monotonic_ns, what, detail, hash FROM audit ORDER BY id"):
+        for n, (i, utc, ns, what, detail, digest) in enumerate(
+            db.execute("SELECT id, utc, monotonic_ns, what, detail, hash FROM audit ORDER BY id"), 1
+        ):
             if _hash(before, utc, ns, what, detail) != digest:
                 return int(i)
+            if head and n == head["audit_rows"] and digest != head["audit_hash"]:
+                return int(i)
             before = digest
-        return None
+        return n + 1 if head and n < head["audit_rows"] else None
     finally:
         db.close()

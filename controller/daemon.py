@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -145,7 +146,7 @@ class Daemon:
                 if self.lifeline and select.select([sys.stdin], [], [], 0)[0] and not sys.stdin.readline():
                     self.ending = "whoever started us is gone"
                 time.sleep(TURN_S)
-        except OSError as error:  # disk full, disk gone: what cannot be recorded is not done
+        except (OSError, sqlite3.Error) as error:  # disk full, disk gone: what cannot be recorded is not done
             self.exit_code, self.ending = 1, f"recording failed: {error}"
             self.tell(self.ending)
         self.end()
@@ -166,11 +167,14 @@ class Daemon:
                 child.close()
         try:
             self.drain()
-            self.note("end", why=self.ending)
+            self.note("end", why=self.ending, records_lost=self.status["records_lost"], **self.audit.head)
             self.recorder.close()
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             self.tell(f"the end of the recording could not be written: {error}")
-        self.audit.close()
+        try:
+            self.audit.close()
+        except sqlite3.Error:
+            pass  # said already
         messages.status_path(self.bed).unlink(missing_ok=True)
         self.tell(f"{self.ending}: output stopped; session in {self.folder}")
         self.tell.finish()
@@ -245,7 +249,12 @@ class Daemon:
         if self.guard:
             with self.audit.together():
                 self.drain_guard(self.guard)
-        self.status["records_lost"] = sum(child.ring.lost for child in (self.loop, self.guard) if child)
+        for child in (self.loop, self.guard):
+            if child and child.ring.lost:
+                self.status["records_lost"] += child.ring.lost
+                self.tell(f"{child.ring.lost} records of {child.name} were lost: the recording did not keep up")
+                self.note("records lost", name=child.name, number=child.ring.lost)
+                child.ring.lost = 0
 
     def drain_guard(self, guard: Child) -> None:
         """Guard's events: recorded, audited, told."""

@@ -20,7 +20,7 @@ QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 # lower quantile of the block energies, and what it falls short of the mean by for Gaussian noise of about 80 degrees of freedom a block
 NOISE_QUANTILE = 0.3
 NOISE_CORRECTION = 1.09
-CAP_NATS = 6.0  # one sample adds at most this, so that no single outlier triggers (detection notes, section 7)
+CAP_NATS = 6.0  # one sample adds at most this (detection notes, section 7); a large outlier still rings through the filter for several
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 
 

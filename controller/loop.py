@@ -48,7 +48,7 @@ class Cycle:
     sample_s : float
         Stamp of the newest sample seen so far.
     data_ok : bool
-        Every configured signal is arriving.
+        Every configured signal is arriving, and no rule sees bad samples.
     """
 
     index: int
@@ -75,7 +75,7 @@ class Loop:
         self.policy.hear(chunk.feedback)
         detections = self.detector.update(chunk, self.policy.hold_until_s)
         request = self.policy.ask(now_s, detections)
-        data_ok = self.data_ok(chunk, now_s)
+        data_ok = self.data_ok(chunk, now_s) and all(d.quality != "bad" for d in detections)
         self.index += 1
         return Cycle(self.index, detections, request, min(self.newest_s.values(), default=0.0), data_ok)
 
@@ -99,8 +99,13 @@ def to_guard(request: StimRequest, sample_s: float, decided_ns: int) -> messages
     """A request in guard's words."""
     r = request
     return messages.ToGuard(
-        messages.REQUEST, decided_ns, int(sample_s * 1e9), r.number, r.event_id, r.train, r.current_ua, r.duration_us, r.cause
+        messages.REQUEST, decided_ns, stamp_ns(sample_s), r.number, r.event_id, r.train, r.current_ua, r.duration_us, r.cause
     )
+
+
+def stamp_ns(t_s: float) -> int:
+    """A sample's stamp for guard; one that no clock of ours can show (it then counts as stale) must not stop the loop."""
+    return int(t_s * 1e9) if abs(t_s) < 9e9 else 0
 
 
 def tell(guard: socket.socket, message: messages.ToGuard) -> None:
@@ -136,7 +141,7 @@ def run(loop: Loop, source: LslSource, guard: socket.socket, ring: RingWriter) -
             tell(guard, to_guard(cycle.request, cycle.sample_s, decided_ns))
         if decided_ns - beat_ns >= HEARTBEAT_NS:
             beat_ns = decided_ns
-            tell(guard, messages.ToGuard(messages.HEARTBEAT, decided_ns, int(cycle.sample_s * 1e9), ok=int(cycle.data_ok)))
+            tell(guard, messages.ToGuard(messages.HEARTBEAT, decided_ns, stamp_ns(cycle.sample_s), ok=int(cycle.data_ok)))
         ring.put(messages.RING_CYCLE, recording.pack_cycle(chunk, cycle, decided_ns))
 
 

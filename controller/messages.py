@@ -11,7 +11,7 @@ import socket
 import struct
 import tempfile
 from pathlib import Path
-from time import monotonic_ns
+from time import monotonic, monotonic_ns, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -114,29 +114,56 @@ def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.
     answers : dict of bed to answer
     gone : dict of bed to why there is none
     """
+    end = monotonic() + timeout_s
     sockets: dict[str, socket.socket] = {}
     answers: dict[str, dict[str, Any]] = {}
     gone: dict[str, str] = {}
-    for bed in names:
+
+    def send(bed: str) -> None:
         sockets[bed] = s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        s.settimeout(timeout_s)
+        while True:
+            s.settimeout(max(0.001, end - monotonic()))
+            try:
+                s.connect(os.fspath(control_path(bed)))
+                break
+            except BlockingIOError:  # a queue of others at the door: knock again
+                if monotonic() >= end:
+                    raise
+                sleep(0.002)
+        s.send(json.dumps(command).encode())
+
+    def receive(bed: str) -> dict[str, Any]:
+        data = sockets[bed].recv(65536)
+        if not data:
+            raise ConnectionResetError("it closed the connection")
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+    for bed in names:
         try:
-            s.connect(os.fspath(control_path(bed)))
-            s.send(json.dumps(command).encode())
+            send(bed)
         except FileNotFoundError:
             gone[bed] = f"no bed named {bed!r} is running"
         except ConnectionRefusedError:
             gone[bed] = f"the guard of bed {bed!r} is gone (its socket is left over)"
         except OSError as error:
             gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error}"
-    for bed, s in sockets.items():
+    for bed in names:
         try:
-            if bed not in gone:
-                answers[bed] = json.loads(s.recv(65536))
+            while bed not in gone:
+                try:
+                    answers[bed] = receive(bed)
+                    break
+                except (BrokenPipeError, ConnectionResetError):
+                    # pushed out by a crowd; only a stop may be said twice
+                    if command.get("do") != "stop" or monotonic() >= end:
+                        raise
+                    sockets[bed].close()
+                    send(bed)
         except (OSError, ValueError) as error:
-            gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error or 'it closed the connection'}"
+            gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error}"
         finally:
-            s.close()
+            sockets[bed].close()
     return answers, gone
 
 

@@ -251,6 +251,12 @@ class Session:
         s = self.streams[stream]
         return np.ascontiguousarray(s.values[start : start + n]), s.stamps_s[start : start + n]
 
+    @property
+    def end(self) -> dict[str, Any] | None:
+        """The daemon's last note; None where the recording was cut before it."""
+        notes = [json.loads(text) for text in self.streams["notes"].values]
+        return notes[-1] if notes and notes[-1]["what"] == "end" else None
+
     def guard(self) -> Iterator[dict[str, Any]]:
         """Guard's rows in order."""
         for text in self.streams["guard"].values:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controller import recording, settings
+from controller.audit import first_bad_row
 from controller.guard import event_from_dict
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS, detections_as_rows
@@ -63,6 +64,7 @@ def replay_session(folder: Path) -> Result:
     result = Result(str(folder))
     _replay_loop(session, result)
     _replay_guard(session, result)
+    _check_frame(session, result)
     if not result.cycles and session.config.automatic:
         result.notes.append("the recording holds no cycle of the loop: nothing was compared")
         result.identical = result.identical and None
@@ -101,9 +103,13 @@ def _replay_loop(session: recording.Session, result: Result) -> None:
 
 def _replay_guard(session: recording.Session, result: Result) -> None:
     supervisor: Supervisor | None = None
+    view = settings.guard_view(session.config)
+    pulses: list[list[int]] = []  # what must be in the stream of pulses
     for i, row in enumerate(session.guard()):
         if "start_ns" in row:
             supervisor = Supervisor(prescription_from(row["view"], row["current_step_ua"]))
+            if row["view"] != view:
+                result.differs(guard_event=i, field="prescription", recorded=row["view"], replayed=view)
             continue
         if supervisor is None:
             result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
@@ -112,9 +118,32 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
         verdict["reasons"] = list(verdict["reasons"])
         result.guard_events += 1
         result.pulses += verdict["delivered"]
-        for name, was in row["verdict"].items():
-            if verdict[name] != was:
-                result.differs(guard_event=i, event=row["event"], field=name, recorded=was, replayed=verdict[name])
+        for name in verdict | row["verdict"]:
+            was, now = row["verdict"].get(name, "nothing"), verdict.get(name, "nothing")
+            if was != now:
+                result.differs(guard_event=i, event=row["event"], field=name, recorded=was, replayed=now)
+        if row.get("written_ns"):
+            t = list(session.config.trains.values())[verdict["train"]]
+            pulses.append([verdict["current_ua"], t.phase_width_us, t.interphase_gap_us, t.channel, row["request"]])
+    recorded = session.streams["pulses"].values.tolist()
+    # of a torn recording the last chunk may hold guard's rows and not yet the pulses among them
+    if recorded != pulses[: len(recorded)] or (session.end and len(recorded) < len(pulses)):
+        result.differs(field="pulses", recorded=len(recorded), replayed=len(pulses))
+
+
+def _check_frame(session: recording.Session, result: Result) -> None:
+    """What surrounds the decisions: whether the recording has its end, lost anything, and whether the audit is whole."""
+    if session.end is None:
+        result.notes.append("the recording has no end: it was cut, or its daemon was killed")
+    elif session.end.get("records_lost"):
+        result.notes.append(f"{session.end['records_lost']} records were lost while recording")
+    path = session.folder / recording.AUDIT
+    if not path.is_file():
+        result.notes.append("there is no audit beside the recording")
+        return
+    bad = first_bad_row(path, session.end)
+    if bad is not None:
+        result.differs(field="audit", recorded=f"row {bad} is wrong or missing", replayed="")
 
 
 # --- other recordings -------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -74,6 +76,24 @@ def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
     difference = json.loads(answer.stdout)["first_difference"]
     assert difference["cycle"] == 1
     assert (difference["recorded"], difference["replayed"]) == (30.0, 31.0)
+
+
+def test_what_was_altered_around_the_decisions_is_found_too(demo_result, tmp_path):
+    copy = tmp_path / "altered"
+    shutil.copytree(Path(demo_result["session"]), copy)
+    assert replay.replay_session(copy).identical
+    settings_path, audit_path = copy / "settings.toml", copy / "audit.sqlite"
+    was = settings_path.read_text()
+    settings_path.write_text(was.replace("max_events_in_10_min = 30", "max_events_in_10_min = 29"))
+    assert replay.replay_session(copy).first_difference["field"] == "prescription"
+    settings_path.write_text(was)
+    db = sqlite3.connect(audit_path)
+    with db:
+        db.execute("DELETE FROM audit WHERE id > 5")
+    db.close()
+    result = replay.replay_session(copy)
+    assert result.first_difference["field"] == "audit"
+    assert "row 6" in result.first_difference["recorded"]
 
 
 def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result):
