@@ -33,7 +33,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 
 # hashes and no addresses; needs `pip install uv` somewhere
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --all-extras \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --all-extras \
 		pyproject.toml build-requirements.in -o requirements.lock
 
 clean:
