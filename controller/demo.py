@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from controller.settings import Settings
 
 READY_S = 180.0  # the first run compiles the kernels
-QUIET_S = 30.0  # from the daemon's start until the detector knows the noise
 END_S = 15.0
 
 

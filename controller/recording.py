@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 
-# A cycle on its way from loop to daemon: these numbers, then the arrays in the order of `_ARRAYS`.
+# A cycle on its way from loop to daemon: these numbers, then the arrays as `pack_cycle` lists them.
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
     *("request", "event_id", "train", "current_ua", "duration_us", "cause"),
 )
-_CYCLE = struct.Struct(f"<{len(CYCLE_FIELDS)}q3d2H")  # and newest sample, onset of the request, spare; channels of EMG and force
+_CYCLE = struct.Struct(f"<{len(CYCLE_FIELDS)}q2d2H")  # and newest sample, onset of the request; channels of EMG and force
 DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")
 FEEDBACK_FIELDS = ("code", "time", "request")
 
@@ -58,7 +58,6 @@ def pack_cycle(chunk: Chunk, cycle: Cycle, decided_ns: int) -> bytes:
         *asked,
         cycle.sample_s,
         r.onset_s if r else 0.0,
-        0.0,
         chunk.emg_uv.shape[1],
         chunk.force.shape[1],
     )
@@ -87,7 +86,7 @@ class RecordedCycle:
 
 def unpack_cycle(data: bytes) -> RecordedCycle:
     """Inverse of `pack_cycle`."""
-    *head, sample_s, onset_s, _, n_emg_channels, n_force_channels = _CYCLE.unpack_from(data)
+    *head, sample_s, onset_s, n_emg_channels, n_force_channels = _CYCLE.unpack_from(data)
     numbers = dict(zip(CYCLE_FIELDS, head, strict=True))
     values = np.frombuffer(data, np.float64, offset=_CYCLE.size)
     n_emg, n_force = numbers["n_emg"], numbers["n_force"]

@@ -143,11 +143,6 @@ class EmgStream(Stream):
     sample_rate_hz: float = Field(ge=200.0, le=10000.0, description="the stream's nominal rate; 1-4 kHz is usual for surface EMG")
     unit: Literal["uV", "mV", "V"] = Field(description="the unit of the stream's samples")
 
-    @property
-    def to_uv(self) -> float:
-        """Factor from the stream's unit to µV."""
-        return {"uV": 1.0, "mV": 1e3, "V": 1e6}[self.unit]
-
 
 class ForceStream(Stream):
     """`[force]`: force or torque."""

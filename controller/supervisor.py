@@ -345,7 +345,6 @@ class Supervisor:
     # the running train
     train: int = 0
     request: int = 0
-    cause: int = 0
     currents: tuple[int, ...] = ()
     train_start_ns: int = 0
     pulse: int = 0  # index of the next pulse
@@ -603,7 +602,7 @@ class Supervisor:
         if not self._continues(event, now):
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
             self.events = (*(e for e in self.events if e[0] > now - 60 * MINUTE), (now, not by_person))
-        self.train, self.cause = event.train, cause
+        self.train = event.train
         self.request = -1 if by_person else event.number
         t = p.trains[event.train]
         self.currents = pulse_currents(t, event.current_ua, event.duration_us, p.current_step_ua)

