@@ -258,9 +258,9 @@ def peer(name: str) -> Callable[[Rig], Any]:
 
 @contextmanager
 def program(rig: Rig, name: str, command: Sequence[object]) -> Iterator[Running]:
-    """A program that prints `ready` and writes a byte into the pipe for each event. It and its threads are born with SCHED_FIFO."""
+    """A program that prints `ready` and writes a byte into the pipe for each event; it asks for its scheduling itself."""
     env = {key: value for key, value in rig.env.items() if key != "PYTHONPATH"}
-    process = rig.start(name, command, env=env, stdout=subprocess.PIPE, preexec_fn=ask_fifo)
+    process = rig.start(name, command, env=env, stdout=subprocess.PIPE)
     try:
         wait_until(lambda: select.select([process.stdout], [], [], 0)[0], process, name)
         line = process.stdout.readline().strip() if process.stdout else ""
@@ -270,14 +270,6 @@ def program(rig: Rig, name: str, command: Sequence[object]) -> Iterator[Running]
         yield Running(rig.stamps, {name: process.pid})
     finally:
         end(process)
-
-
-def ask_fifo() -> None:
-    """In a child before it becomes the contender; where refused, the JSON shows it."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(job.PIPELINE_PRIORITY))
-    except OSError:
-        pass
 
 
 CONTENDERS: dict[str, Callable[[Rig], Any]] = {

@@ -45,7 +45,7 @@ def match(t0_ns: Sequence[int], stamps_ns: Sequence[int], drop: int = 0) -> Matc
     if drop and len(t0):
         stamps = stamps[stamps >= t0[0]]
     first = np.searchsorted(stamps, t0, "left")
-    last = np.append(first[1:], len(stamps))
+    last = np.append(first, len(stamps))[1:]
     latency_us = [round((int(stamps[i]) - int(at)) / 1000, 1) if i < j else None for at, i, j in zip(t0, first, last, strict=True)]
     return Matched(latency_us, len(stamps) - len(t0) + latency_us.count(None))
 
