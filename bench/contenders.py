@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 READY_S = 90.0  # a cold numba cache and a heavy import
-LEARN_S = 1.0  # filters settle, noise is learnt
+LEARN_S = 1.0  # our loop learns the noise
+SETTLE_S = 0.3  # others' filters settle
 LOOP_RING_BYTES = 32 << 20
 BED = "bench"
 
@@ -266,7 +267,7 @@ def program(rig: Rig, name: str, command: Sequence[object]) -> Iterator[Running]
         line = process.stdout.readline().strip() if process.stdout else ""
         if line != "ready":
             raise Skip(f"{name} said {line!r}, not 'ready': {last_words(process)}")
-        time.sleep(LEARN_S)
+        time.sleep(SETTLE_S)
         yield Running(rig.stamps, {name: process.pid})
     finally:
         end(process)
