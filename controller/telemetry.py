@@ -109,13 +109,13 @@ class Trigger:
     """The first pulse of a train, from the sample (or the person) behind it to the stimulator's answer."""
 
     request: int  # number of the loop's request; -1 = a person's
-    stamps_ns: dict[str, int]
+    stamps_ns: dict[str, int]  # in the order of STAMPS
 
     def stages_ms(self) -> dict[str, float]:
         """How long each stage took, in order, and all of them together; a stage is named by the stamp it ends with."""
-        ordered = [(name, self.stamps_ns[name]) for name in STAMPS if name in self.stamps_ns]
-        stages = {f"{name}_ms": round((b - a) * 1e-6, 6) for (_, a), (name, b) in pairwise(ordered)}
-        return stages | {"sum_ms": round((ordered[-1][1] - ordered[0][1]) * 1e-6, 6)}
+        stamps_ns = list(self.stamps_ns.items())
+        stages = {f"{name}_ms": round((b - a) * 1e-6, 6) for (_, a), (name, b) in pairwise(stamps_ns)}
+        return stages | {"sum_ms": round((stamps_ns[-1][1] - stamps_ns[0][1]) * 1e-6, 6)}
 
 
 @dataclass(slots=True)
@@ -224,7 +224,9 @@ class Telemetry:
         finished, self._finished = self._finished, []
         for trigger in finished:
             if trigger.request in self._asked:
-                trigger.stamps_ns["pulled"], trigger.stamps_ns["decided"] = self._asked[trigger.request]
+                pulled, decided = self._asked[trigger.request]
+                stamps_ns = trigger.stamps_ns | {"pulled": pulled, "decided": decided}
+                trigger.stamps_ns = {name: stamps_ns[name] for name in STAMPS if name in stamps_ns}
         return finished
 
     def summary(self) -> dict[str, dict[str, Any]]:
