@@ -340,7 +340,7 @@ class Daemon:
         s["latency"] = self.telemetry.summary()
         late = self.telemetry.late(monotonic_ns())
         if bool(late) != bool(s["late"]):
-            self.tell(f"{time.monotonic() - self.started:8.2f} s  {late or 'in time again: nothing was late for a second'}")
+            self.tell(f"{time.monotonic() - self.started:8.2f} s  {late or 'in time again for a second; was ' + s['late']}")
         s["late"] = late
 
     def write_latency(self) -> None:
