@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller import telemetry
-from controller.__main__ import latency_words, trigger_words
+from controller.__main__ import describe, latency_words, trigger_words
 from controller.telemetry import QUANTILES, Histogram, Recent, Telemetry
 from tests.rig import arm_automatic, beat_for, request
 
@@ -184,3 +184,23 @@ def test_a_real_guard_tells_all_that_is_measured_of_it(guard):
     assert list(trigger.stamps_ns) == ["sample", "received", "written", "acked"]
     stages = trigger.stages_ms()
     assert stages["sum_ms"] == pytest.approx(sum(ms for name, ms in stages.items() if name != "sum_ms"), abs=1e-3)
+
+
+def test_status_says_in_words_what_was_refused_and_what_is_late():
+    t = Telemetry(100, 50)
+    t.see_cycles([cycle(S, S, S - 130 * MS)], S)
+    daemon = {
+        "session": "x",
+        "recording_bytes": 0,
+        "realtime": {"loop": {"malloc": "refused: no mallopt in this C library", "cpus": "got [0]"}},
+        "late": t.late(S),
+        "latency": t.summary(),
+        "last_trigger": None,
+    }
+    guard_says = {"state": "ARMED", "automatic": True, "reason": "armed", "reasons": [], "loop": "alive", "data_ok": True}
+    text = describe(guard_says | {"pulses": 0, "charge_uc": 0.0, "on_time_s": 0.0, "daemon": daemon})
+    assert "loop malloc refused: no mallopt" in text
+    assert "got [0]" not in text
+    assert "late: sample age 130 ms, budget 100 ms: automatic stimulation is refused" in text
+    assert "loop: sample age p50" in text
+    assert "guard:" not in text
