@@ -463,6 +463,7 @@ def main() -> int:
         say(f"the prescription is refused: {error}")
         path.unlink()
         return 2
+    got |= realtime.freeze()
     guard.got = got
     start = {
         "start_ns": monotonic_ns(),
@@ -472,7 +473,6 @@ def main() -> int:
         "realtime": got,
     }
     guard.ring.put(messages.RING_GUARD, json.dumps(start).encode())
-    realtime.freeze()
     try:
         guard.run()
     finally:

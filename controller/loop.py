@@ -291,8 +291,9 @@ def main() -> int:
     except DriverError as error:
         say(str(error))
         return 2
-    lsl.pull(source.emg, 0.5), lsl.pull(source.force, 0.5)  # what waited in the buffers while we set up is old
-    realtime.freeze()
+    got |= realtime.freeze()
+    for inlet in (source.emg, source.force):  # what waited in the buffers while we set up is old
+        lsl.pull(inlet, 0.5)
     writer.put(messages.RING_LOOP_NOTE, json.dumps({"pid": os.getpid(), "realtime": got}).encode())
     s = bed_state(config, SpasmDetector(config))
     ended = run(s, source.emg, source.force, args.guard, compiled_ring.compiled(writer), scratch(), FOREVER)

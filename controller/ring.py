@@ -29,7 +29,7 @@ def create(name: str, capacity_bytes: int) -> int:
 class _Ring:
     def __init__(self, fd: int) -> None:
         size = os.fstat(fd).st_size
-        self._map = mmap.mmap(fd, size)
+        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page is touched for the first time later
         self.memory = memoryview(self._map)
         self._head = self.memory[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
         self._tail = self.memory[8:16].cast("Q")  # bytes that the reader has taken
