@@ -50,8 +50,13 @@ class Cell:
 
     @property
     def shape(self) -> str:
-        """In words."""
+        """Channels and rate in words."""
         return f"{self.channels} ch x {self.rate_hz / 1000:g} kHz" if self.channels else "button only"
+
+    @property
+    def words(self) -> str:
+        """All of it in words."""
+        return f"{self.shape}, chunk {self.chunk}" if self.channels else self.shape
 
 
 CELLS = (Cell(8, 2000.0, 1), Cell(8, 2000.0, 10), Cell(64, 4000.0, 1), Cell(64, 4000.0, 10), Cell(0, 0.0, 0))
@@ -153,7 +158,7 @@ def bed(cell: Cell) -> Iterator[Bed]:
             yield Bed(daemon, wait_until_armable(daemon, bool(cell.channels)) - begun_s)
         except demo.DemoError as error:
             errors.seek(0)
-            raise demo.DemoError(f"{cell.shape}, chunk {cell.chunk}: {error}\n{errors.read()}") from None
+            raise demo.DemoError(f"{cell.words}: {error}\n{errors.read()}") from None
 
 
 def wait_until_armable(daemon: demo.LiveDaemon, automatic: bool) -> float:
@@ -243,7 +248,7 @@ def measure(cell: Cell, seconds: float) -> dict[str, Any]:
             time.sleep(min(left_s, READ_EVERY_S))
         running.daemon.check()
         if running.processes != processes:
-            raise demo.DemoError(f"{cell.shape}: loop or guard was started again while it was measured")
+            raise demo.DemoError(f"{cell.words}: loop or guard was started again while it was measured")
     return {
         "shape": cell.shape,
         "channels": cell.channels,
@@ -275,11 +280,10 @@ def run(quick: bool, seconds: float) -> dict[str, Any]:
         if not quick:
             for _ in range(STARTS):
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="calmloop-numba-"))
-                os.environ["NUMBA_CACHE_DIR"] = folder  # of this process and its children alone; the last one stays, and is warm
-                result["starts"].append(started(CELLS[0], "cold"))
-            result["starts"] += [started(CELLS[0], "warm") for _ in range(STARTS)]
+                os.environ["NUMBA_CACHE_DIR"] = folder  # of this process and its children alone; the last one stays
+                result["starts"] += [started(CELLS[0], "cold"), started(CELLS[0], "warm")]
         for cell in QUICK if quick else CELLS:
-            say(f"{cell.shape}, chunk {cell.chunk}: {seconds:g} s")
+            say(f"{cell.words}: {seconds:g} s")
             result["cells"].append(measure(cell, seconds))
     result["goals"] = judged(result)
     return result
@@ -314,7 +318,7 @@ def in_words(result: dict[str, Any]) -> str:
     lines = [f"{'':<26}{'CPU':>8}{'wake-ups':>10}{'pushed off':>11}{'Pss':>9}{'RSS':>9}{'locked':>9}{'threads':>9}"]
     lines += [f"{'':<26}{'cores':>8}{'1/s':>10}{'1/s':>11}{'MiB':>9}{'MiB':>9}{'MiB':>9}"]
     for cell in result["cells"]:
-        lines.append(cell["shape"] + (f", chunk {cell['chunk']}" if cell["channels"] else ""))
+        lines.append(Cell(cell["channels"], cell["rate_hz"], cell["chunk"]).words)
         for name, p in sorted(cell["processes"].items()):
             memory = "".join(f"{p[key] / 1024:>9.1f}" for key in ("pss_kib", "rss_kib", "locked_kib"))
             lines.append(
