@@ -16,7 +16,6 @@ import socket
 import struct
 import sys
 import threading
-from dataclasses import asdict
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ STOP_ANSWER_NS = 500_000_000  # a stimulator that does not confirm a stop within
 FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, it is again
 MAX_CLIENTS = 16
 MAX_MESSAGES_A_TURN = 64  # of the loop, before people are heard again
-EMPTY = Event(Kind.TICK, 0)
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Guard:
@@ -160,11 +159,11 @@ class Guard:
             pass  # full or gone; the lease and end of file look after the rest
 
     def record(self, event: Event, verdict: Verdict, written_ns: int) -> None:
-        """Put event and verdict into the ring: together they replay this supervisor."""
-        row: dict[str, Any] = {"event": event_to_dict(event), "verdict": asdict(verdict)}
+        """Put event and verdict into the ring: together they replay this supervisor. The ACK with the pulse's packet number follows."""
+        row: dict[str, Any] = {"event": event_to_dict(event), "verdict": verdict._asdict()}
         if written_ns:
-            row |= {"written_ns": written_ns, "request": self.supervisor.request}
-        self.ring.put(messages.RING_GUARD, json.dumps(row, separators=(",", ":")).encode())
+            row |= {"written_ns": written_ns, "request": self.supervisor.request, "packet": self.last_packet}
+        self.ring.put(messages.RING_GUARD, encode(row).encode())
 
     # --- hearing -------------------------------------------------------------------------------------------------------------
     def check_stop(self, now: int) -> None:
@@ -246,11 +245,10 @@ class Guard:
             except struct.error:
                 self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
                 continue
-            if m.kind == messages.HEARTBEAT:
-                self.take(Event(Kind.HEARTBEAT, now, issued_ns=m.issued_ns, sample_ns=m.sample_ns, ok=m.ok == 1))
-            elif m.kind == messages.REQUEST:
-                asked = (m.issued_ns, m.sample_ns, m.number, m.event_id, m.train, m.current_ua, m.duration_us, m.cause)
-                self.take(Event(Kind.REQUEST, now, *asked))
+            if m.kind == messages.REQUEST:
+                self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
+            elif m.kind == messages.HEARTBEAT:
+                self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
             else:
                 self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
 
@@ -325,7 +323,7 @@ class Guard:
         now = monotonic_ns()
         do, who = command.get("do"), str(command.get("who", "a person"))[:80]
         if do == "status":
-            return {"ok": True, "reasons": []}
+            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else []}
         if do == "stop":
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
@@ -384,8 +382,9 @@ class Guard:
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
-    """Only what differs from an empty event: most fields of most events are 0."""
-    return {name: value for name, value in asdict(event).items() if name in ("kind", "now_ns") or value != getattr(EMPTY, name)}
+    """Kind, time, and what is not 0 or empty: most fields of most events are."""
+    more = {name: value for name, value in zip(Event._fields[2:], event[2:], strict=True) if value}
+    return {"kind": event.kind, "now_ns": event.now_ns, **more}
 
 
 def event_from_dict(row: dict[str, Any]) -> Event:
