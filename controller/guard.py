@@ -32,7 +32,7 @@ REOPEN_S = 1.0  # how often a missing stimulator is looked for while OFF
 STOP_ANSWER_NS = 500_000_000  # a stimulator that does not confirm a stop within this time is a fault
 FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, it is again
 MAX_CLIENTS = 16
-MAX_MESSAGES_A_TURN = 64  # of the loop, before people are heard again
+MAX_MESSAGE_BYTES = 256  # of the loop; what is longer is wrong anyway
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -51,6 +51,8 @@ class Guard:
         self.wake_ns = 0
         self.stop_check_ns = 0
         self.last_packet = -1
+        self.recorded: Verdict | None = None
+        self.recorded_json = ""
         self.recorder_ok = True
         self.opener: threading.Thread | None = None
         self.opener_done, self.opener_bell = socket.socketpair()
@@ -73,7 +75,7 @@ class Guard:
                 self.hear_device()
             if self.opener_done in ready:
                 self.device_opened()
-            if self.loop in ready:
+            if self.loop is not None and self.loop in ready:
                 self.hear_loop()
             now = monotonic_ns()
             if self.wake_ns and now >= self.wake_ns:
@@ -160,10 +162,13 @@ class Guard:
 
     def record(self, event: Event, verdict: Verdict, written_ns: int) -> None:
         """Put event and verdict into the ring: together they replay this supervisor. The ACK with the pulse's packet number follows."""
-        row: dict[str, Any] = {"event": event_to_dict(event), "verdict": verdict._asdict()}
+        if verdict != self.recorded:  # the verdicts on heartbeats, 100 a second, are mostly one and the same
+            self.recorded, self.recorded_json = verdict, encode(verdict._asdict())
+        pulse = ""
         if written_ns:
-            row |= {"written_ns": written_ns, "request": self.supervisor.request, "packet": self.last_packet}
-        self.ring.put(messages.RING_GUARD, encode(row).encode())
+            pulse = f',"written_ns":{written_ns},"request":{self.supervisor.request},"packet":{self.last_packet}'
+        row = f'{{"event":{encode(event_to_dict(event))},"verdict":{self.recorded_json}{pulse}}}'
+        self.ring.put(messages.RING_GUARD, row.encode())
 
     # --- hearing -------------------------------------------------------------------------------------------------------------
     def check_stop(self, now: int) -> None:
@@ -224,33 +229,31 @@ class Guard:
                 self.stimulator.close()
 
     def hear_loop(self) -> None:
-        """Heartbeats and requests; anything else is refused and counted against it."""
-        for _ in range(MAX_MESSAGES_A_TURN):
-            if self.loop is None:
-                return
-            try:
-                data = self.loop.recv(4096)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            now = monotonic_ns()
-            if not data:
-                self.loop.close()
-                self.loop = None
-                self.take(Event(Kind.LOOP_LOST, now))
-                return
-            try:
-                m = messages.unpack_to_guard(data)
-            except struct.error:
-                self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
-                continue
-            if m.kind == messages.REQUEST:
-                self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
-            elif m.kind == messages.HEARTBEAT:
-                self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
-            else:
-                self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
+        """One heartbeat or request; anything else is refused and counted against it. Then people and due pulses come first again."""
+        assert self.loop is not None
+        try:
+            data = self.loop.recv(MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        now = monotonic_ns()
+        if not data:
+            self.loop.close()
+            self.loop = None
+            self.take(Event(Kind.LOOP_LOST, now))
+            return
+        try:
+            m = messages.unpack_to_guard(data)
+        except struct.error:
+            self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
+            return
+        if m.kind == messages.REQUEST:
+            self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
+        elif m.kind == messages.HEARTBEAT:
+            self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
+        else:
+            self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
 
     def hear_daemon(self) -> None:
         """A new loop's socket, the wish to end, or the daemon's end."""

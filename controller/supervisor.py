@@ -333,6 +333,11 @@ def _ms(ns: int) -> int:
     return -(-ns // MS)
 
 
+def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
+    """One start more, without those of more than an hour ago."""
+    return (*starts[bisect_right(starts, now - 60 * MINUTE) :], now)
+
+
 _end_of = itemgetter(1)
 
 
@@ -649,9 +654,9 @@ class Supervisor:
         cause = Cause.MANUAL if by_person else Cause(event.cause)
         if not self._continues(event, now):
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
-            self.events = (*self.events[bisect_right(self.events, now - 60 * MINUTE) :], now)
+            self.events = _later(self.events, now)
             if not by_person:
-                self.auto_events = (*self.auto_events[bisect_right(self.auto_events, now - 60 * MINUTE) :], now)
+                self.auto_events = _later(self.auto_events, now)
         self.train = event.train
         self.request = -1 if by_person else event.number
         t = p.trains[event.train]
@@ -730,14 +735,16 @@ class Supervisor:
         return now - self.person_ns > self.prescription.arming_expires_ns
 
     def _wake(self) -> int:
-        wakes = []
         if self.state is SafetyState.STIMULATING:
-            wakes.append(self.pulse_due_ns)
+            wake_ns = self.pulse_due_ns
+        elif self.state is SafetyState.ARMED or self.state is SafetyState.LOCKOUT:
+            wake_ns = self.person_ns + self.prescription.arming_expires_ns + 1
+        else:
+            wake_ns = 0
         if self.outstanding:
-            wakes.append(self.last_pulse_ns + ACK_TIMEOUT_NS + 1)
-        if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
-            wakes.append(self.person_ns + self.prescription.arming_expires_ns + 1)
-        return min(wakes, default=0)
+            timeout_ns = self.last_pulse_ns + ACK_TIMEOUT_NS + 1
+            wake_ns = min(wake_ns, timeout_ns) if wake_ns else timeout_ns
+        return wake_ns
 
     def _to(self, state: SafetyState, reason: str) -> None:
         if state is not SafetyState.ARMED and state is not SafetyState.STIMULATING:
