@@ -234,7 +234,10 @@ class Realtime(Table):
     cpus: Cpus = Field(default=(), description="processors to stay on")
     max_sample_age_ms: float = Field(default=100.0, ge=10.0, le=MAX_SAMPLE_AGE_MS, description="older samples never stimulate (C7)")
     max_lateness_ms: float = Field(
-        default=50.0, ge=5.0, le=250.0, description="a request that reaches guard later than this after it was decided is refused"
+        default=50.0,
+        ge=5.0,
+        le=MAX_SAMPLE_AGE_MS,
+        description="a request that reaches guard later than this after it was decided is refused",
     )
 
 

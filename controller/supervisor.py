@@ -227,7 +227,8 @@ def prescription_from(view: dict[str, Any], current_step_ua: int) -> Prescriptio
         Names every value that is missing, of the wrong type or outside `HARD`.
     """
     trains = tuple(Train(name, **values) for name, values in view["trains"].items())
-    numbers = {f.name: view[f.name] for f in fields(Prescription) if f.name not in ("trains", "manual_train", "current_step_ua")}
+    whole = {f.name for f in fields(Prescription)} - {"trains", "manual_train", "current_step_ua"}
+    numbers: dict[str, Any] = {name: view.get(name) for name in whole}
     names = [train.name for train in trains]
     if view["manual_train"] not in names:
         raise ValueError(f"manual_train {view['manual_train']!r} is none of {names}")
@@ -491,7 +492,8 @@ class Supervisor:
         was_stale = self.stale
         # when the loop lived, not when guard got to hear of it: beats that waited in the socket prove nothing
         self.heartbeat_ns = min(event.issued_ns, event.now_ns)
-        self.data_age_ns = event.issued_ns - event.sample_ns if event.sample_ns else 0
+        if event.sample_ns:
+            self.data_age_ns = event.issued_ns - event.sample_ns
         stale = self.stale
         self.data_ok = event.ok and event.sample_ns != 0 and not stale
         if stale and not was_stale:

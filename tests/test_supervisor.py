@@ -276,7 +276,9 @@ def test_a_persons_old_triggers_are_dropped(age_ns, leaves):
     assert bed.press(issued_ns=bed.now - age_ns).delivered is leaves
 
 
-@pytest.mark.parametrize(("age_ns", "why"), [(0, ""), (50 * MS, ""), (50 * MS + 1, "51 ms late (at most 50)"), (-1, "late"), (S, "1000 ms late")])
+@pytest.mark.parametrize(
+    ("age_ns", "why"), [(0, ""), (50 * MS, ""), (50 * MS + 1, "51 ms late (at most 50)"), (-1, "late"), (S, "1000 ms late")]
+)
 def test_requests_that_come_late_are_dropped(age_ns, why):
     bed = Bed().armed()
     verdict = bed.request(issued_ns=bed.now - age_ns)
@@ -308,6 +310,7 @@ def test_data_that_turn_stale_end_the_train_and_are_told_once():
     verdict = bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 200 * MS)
     assert verdict.reasons == ()
     assert "newest sample is 200 ms old" in bed.s.stale
+    assert bed.do(Kind.HEARTBEAT, ok=True, sample_ns=0).reasons == ()  # no stamp does not make it fresh
     bed.now += 4 * S
     bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 150 * MS)
     assert "data stale: newest sample is 150 ms old (at most 100)" in bed.request().reasons[0]
