@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import threading
+from copy import copy
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -252,8 +253,20 @@ class Guard:
             self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
         elif m.kind == messages.HEARTBEAT:
             self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
+            self.rehearse()
         else:
             self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
+
+    def rehearse(self) -> None:
+        """Let a copy of the supervisor grant a request, and forget both: the real request, which is rare, then finds warm caches.
+
+        Halves the time that the real step takes (bench.guard_path). `step` is pure: whatever a copy of it says, nothing happens.
+        """
+        s, now = self.supervisor, monotonic_ns()
+        if s.state is SafetyState.ARMED and s.automatic:
+            t = s.prescription.trains[0]
+            number = s.last_number + 1
+            copy(s).step(Event(Kind.REQUEST, now, now, now, number, number, 0, t.current_ua, t.duration_us, Cause.EMG))
 
     def hear_daemon(self) -> None:
         """A new loop's socket, the wish to end, or the daemon's end."""

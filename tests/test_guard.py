@@ -66,6 +66,21 @@ def test_the_loop_triggers_and_hears_of_every_pulse(guard):
     loop.close()
 
 
+def test_heartbeats_alone_do_nothing(guard):
+    loop = guard.join_loop()
+    arm_automatic(guard, loop)
+    guard.rows()
+    before = guard.ask("status")
+    beat_for(loop, 0.3)
+    after = guard.ask("status")
+    assert after == before
+    assert {row["event"]["kind"] for row in guard.rows()} == {"heartbeat"}
+    assert guard.twin.pulses() == []
+    request(loop, 1)
+    guard.wait_for(lambda s: s["pulses"])
+    loop.close()
+
+
 def test_a_silent_loop_stops_within_the_lease(guard):
     loop = guard.join_loop()
     arm_automatic(guard, loop)
