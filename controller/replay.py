@@ -114,7 +114,7 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
         if supervisor is None:
             result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
             return
-        verdict = asdict(supervisor.step(event_from_dict(row["event"])))
+        verdict = supervisor.step(event_from_dict(row["event"]))._asdict()
         verdict["reasons"] = list(verdict["reasons"])
         result.guard_events += 1
         result.pulses += verdict["delivered"]
