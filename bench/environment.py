@@ -1,23 +1,78 @@
-"""Where a figure was measured."""
+"""Where a figure was measured: machine, kernel, versions, load, what scheduling processes really had."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
+import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+from bench.job import ROOT
+
+PACKAGES = ("numpy", "scipy", "numba", "pylsl", "ezmsg", "mne-lsl", "timeflux")
 
 
 def environment() -> dict[str, Any]:
     """Everything that a reader needs to know about the place."""
+    import pylsl
+
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*:\s*(.*)", cpuinfo)
     return {
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": platform.machine(),
+        "cpu": model[1] if model else platform.machine(),
         "cpus": os.cpu_count(),
+        "hypervisor": "hypervisor" in cpuinfo,
         "kernel": platform.platform(),
+        "preemption": _preemption(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "python": sys.version.split()[0],
-        "packages": {name: version(name) for name in ("numpy", "numba", "pylsl")},
+        "liblsl": pylsl.library_version() / 100,
+        "packages": {name: got for name in PACKAGES if (got := _version(name))},
         "load_average": os.getloadavg(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out, and whether files differ from it."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown: no git"
+    return answer.stdout.strip() or "unknown"
+
+
+def scheduling(pid: int) -> dict[str, Any]:
+    """What a process has got: policies and priorities of its threads, locked memory."""
+    threads: dict[str, int] = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            policy, priority = os.sched_getscheduler(int(task.name)), os.sched_getparam(int(task.name)).sched_priority
+        except OSError:
+            continue
+        name = {os.SCHED_FIFO: f"FIFO {priority}", os.SCHED_RR: f"RR {priority}", os.SCHED_OTHER: "OTHER"}.get(policy, str(policy))
+        threads[name] = threads.get(name, 0) + 1
+    try:
+        locked = re.search(r"VmLck:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        locked = None
+    return {"threads": threads, "locked_kb": int(locked[1]) if locked else 0}
+
+
+def _preemption() -> str:
+    found = re.search(r"PREEMPT\w*", platform.version())
+    return found[0] if found else "none"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

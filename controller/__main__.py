@@ -107,6 +107,11 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
+
+    bench = commands.add_parser("bench", help="measure; the benches live in the source checkout")
+    bench.add_argument("name", help="which: latency ...")
+    bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
+    bench.set_defaults(run=run_bench, json=False)
     return p
 
 
@@ -254,6 +259,22 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """One of `bench/`, which no wheel carries: `python -m bench.NAME` of the checkout that this package lives in."""
+    from importlib import import_module
+    from pathlib import Path
+
+    folder = Path(__file__).resolve().parents[1] / "bench"
+    names = sorted(path.stem for path in folder.glob("*.py") if "def main(argv" in path.read_text())
+    if args.name not in names:
+        where = f"the benches here: {', '.join(names)}" if names else "the benches live in the source checkout, not in an installed package"
+        print(f"usage: calmloop bench NAME [OPTION...]; {where}", file=sys.stderr)
+        return WRONG
+    sys.path.insert(0, str(folder.parent))
+    code: int = import_module(f"bench.{args.name}").main(args.options)
+    return code
 
 
 if __name__ == "__main__":

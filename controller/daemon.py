@@ -89,6 +89,8 @@ class Daemon:
         End when standard input does: whoever started us is gone.
     """
 
+    GUARD_MODULE, LOOP_MODULE = "controller.guard", "controller.loop"  # the children's programs; a bench starts its own
+
     def __init__(self, config: Settings, bed: str, tell: Speaker, lifeline: bool = False) -> None:
         os.umask(0o077)  # what is recorded of a person is nobody else's business
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
@@ -199,7 +201,7 @@ class Daemon:
         self.guards += 1
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self.guard = Child("guard", self.guards, "controller.guard", GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
+            self.guard = Child("guard", self.guards, self.GUARD_MODULE, GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
         self.link.send(json.dumps(settings.guard_view(self.config)).encode())
 
     def start_loop(self) -> None:
@@ -214,7 +216,7 @@ class Daemon:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             path = self.folder / recording.SETTINGS
-            self.loop = Child("loop", self.loops, "controller.loop", RING_BYTES, ours.fileno(), "--guard", "--settings", str(path))
+            self.loop = Child("loop", self.loops, self.LOOP_MODULE, RING_BYTES, ours.fileno(), "--guard", "--settings", str(path))
             socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
         self.status["loop"] = "starting"
 
