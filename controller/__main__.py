@@ -177,12 +177,28 @@ def describe(answer: dict[str, Any]) -> str:
                 f"{who} {what} {got}" for who, all_got in daemon["realtime"].items() for what, got in all_got.items() if "refused" in got
             ]
             words += refused
-            last = daemon["last_trigger"]
-            if last:
-                words.append(
-                    "last trigger: " + ", ".join(f"{what.removesuffix('_ms').replace('_', ' ')} {ms} ms" for what, ms in last.items())
-                )
+            words += filter(None, [daemon["late"], latency_words(daemon["latency"]), trigger_words(daemon["last_trigger"])])
     return "\n  ".join(words)
+
+
+def latency_words(latency: dict[str, dict[str, Any]]) -> str:
+    """What was measured of loop and guard, in one line; --json has all of it."""
+    shown = {"loop": ("sample_age", "compute"), "guard": ("request_transit", "pulse_late", "ack")}
+    whose = []
+    for who, names in shown.items():
+        measured = [(name, latency[name]) for name in names if latency.get(name, {}).get("n")]
+        words = [f"{name.replace('_', ' ')} p50 {q['p50_ms']:.2f} ms, p99 {q['p99_ms']:.2f}, max {q['max_ms']:.2f}" for name, q in measured]
+        whose += [f"{who}: {', '.join(words)}"] if words else []
+    return "; ".join(whose)
+
+
+def trigger_words(stages_ms: dict[str, float] | None) -> str:
+    """The stages of the last trigger, in order."""
+    if not stages_ms:
+        return ""
+    words = [f"{name.removesuffix('_ms')} +{ms:.2f}" for name, ms in stages_ms.items() if name != "sum_ms"]
+    start = "sample" if "pulled_ms" in stages_ms else "request"
+    return f"last trigger: {start}, {', '.join(words)} = {stages_ms['sum_ms']:.2f} ms"
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from controller import messages, recording, settings
+from controller import messages, realtime, recording, settings
 from controller.audit import Audit
 from controller.detector import QUALITIES
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
+from controller.telemetry import QUANTITIES, Telemetry
 
 if TYPE_CHECKING:
     from controller.settings import Settings
@@ -36,9 +37,12 @@ GUARD_RING_BYTES = 8 << 20
 TURN_S = 0.01
 STATUS_S = 0.25
 MARK_S = 1.0
+LATENCY_S = 60.0
 END_S = 3.0  # what guard and loop get to end by themselves
 MAX_RESTARTS_A_MINUTE = 5
 RESTART_S = 0.5
+MAX_LATENESS_MS = 50.0
+LATENCY = "latency.json"  # beside the recording
 
 
 class Child:
@@ -102,6 +106,8 @@ class Daemon:
         self.exit_code = 0
         self.ending = ""
         self.started = time.monotonic()
+        # the default stands in for settings that do not name a lateness
+        self.telemetry = Telemetry(config.realtime.max_sample_age_ms, getattr(config.realtime, "max_lateness_ms", MAX_LATENESS_MS))
         self.status: dict[str, Any] = {
             "state": "OFF",
             "reason": "starting",
@@ -116,11 +122,12 @@ class Daemon:
             "data_ok": False,
             "sample_age_ms": None,
             "last_trigger": None,
+            "latency": {},
+            "late": "",
             "realtime": {},
             "rules": {},
         }
         self.last_line, self.repeats = "", 0
-        self.asked: dict[int, recording.RecordedCycle] = {}
 
     # --- life ----------------------------------------------------------------------------------------------------------------
     def run(self) -> int:
@@ -130,7 +137,7 @@ class Daemon:
         self.note("session", config=self.config.model_dump(mode="json"), bed=self.bed, pid=os.getpid())
         self.start_guard()
         self.start_loop()
-        mark_s = status_s = line_s = time.monotonic()
+        mark_s = status_s = line_s = latency_s = time.monotonic()
         try:
             while not self.ending:
                 self.drain()
@@ -141,7 +148,11 @@ class Daemon:
                     self.recorder.mark()
                 if now_s - status_s >= STATUS_S:
                     status_s = now_s
+                    self.see_latency()
                     self.write_status()
+                if now_s - latency_s >= LATENCY_S:
+                    latency_s = now_s
+                    self.write_latency()
                 if now_s - line_s >= STATUS_S and sys.stderr.isatty():
                     line_s = now_s
                     self.status_line()
@@ -169,7 +180,10 @@ class Daemon:
                 child.close()
         try:
             self.drain()
-            self.note("end", why=self.ending, records_lost=self.status["records_lost"], **self.audit.head)
+            self.note_triggers()
+            self.write_latency()
+            latency = self.telemetry.summary()
+            self.note("end", why=self.ending, records_lost=self.status["records_lost"], latency=latency, **self.audit.head)
             self.recorder.close()
         except (OSError, sqlite3.Error) as error:
             self.tell(f"the end of the recording could not be written: {error}")
@@ -197,6 +211,7 @@ class Daemon:
             return
         assert self.link
         self.loops += 1
+        self.telemetry.loop_started()
         self.recorder.loop_number = self.loops
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
@@ -236,8 +251,9 @@ class Daemon:
     # --- recording -----------------------------------------------------------------------------------------------------------
     def drain(self) -> None:
         """Everything that loop and guard have put into their rings, into the files."""
+        now_ns = monotonic_ns()
+        cycles = []
         if self.loop:
-            cycles = []
             for kind, payload in self.loop.ring.records():
                 if kind == messages.RING_CYCLE:
                     cycles.append(recording.unpack_cycle(payload))
@@ -248,6 +264,8 @@ class Daemon:
             if cycles:
                 self.recorder.cycles(cycles)
                 self.see_cycles(cycles)
+        self.telemetry.see_cycles(cycles, now_ns)
+        self.note_triggers()
         if self.guard:
             with self.audit.together():
                 self.drain_guard(self.guard)
@@ -262,6 +280,7 @@ class Daemon:
         """Guard's events: recorded, audited, told."""
         rows = [json.loads(payload) | {"guard": guard.number} for _, payload in guard.ring.records()]
         self.recorder.guard(rows)
+        self.telemetry.see_guard(rows, monotonic_ns())
         for row in rows:
             self.see_guard(row)
 
@@ -278,11 +297,7 @@ class Daemon:
             name: {"active": bool(row[0]), "statistic": row[3], "threshold": row[4], "quality": QUALITIES[int(row[6])]}
             for name, row in zip(names, last.detections, strict=True)
         }
-        for cycle in cycles:
-            if cycle.numbers["request"]:
-                s["requests"] += 1
-                self.asked[cycle.numbers["request"]] = cycle
-                self.asked.pop(cycle.numbers["request"] - 100, None)
+        s["requests"] += sum(1 for cycle in cycles if cycle.numbers["request"])
 
     def see_guard(self, row: dict[str, Any]) -> None:
         """Take over guard's verdict; what matters goes into the audit and to the people."""
@@ -297,7 +312,6 @@ class Daemon:
             s["pulses"] += 1
             if event["kind"] in ("request", "trigger"):
                 s["trains"] += 1
-                s["last_trigger"] = self.stages(event, row["written_ns"])
         s["refusals"] += bool(verdict["refused"])
         if verdict["reasons"]:
             s["reason"] = verdict["reasons"][-1]
@@ -312,18 +326,37 @@ class Daemon:
     def see_realtime(self, name: str, got: dict[str, str]) -> None:
         """A refusal is shown and not fatal: the loop is then late now and then, and says so."""
         self.status["realtime"][name] = got
-        for what, answer in got.items():
-            if answer.startswith("refused"):
-                self.tell(f"{name}: {what} {answer} (see calmloop doctor)")
+        for what, answer in realtime.refusals(got).items():
+            self.tell(f"{name}: {what} {answer} (see calmloop doctor)")
 
-    def stages(self, event: dict[str, Any], written_ns: int) -> dict[str, Any]:
-        """How long the last trigger took on this machine, in ms."""
-        cycle = self.asked.get(event.get("number", 0))
-        out = {"guard_ms": round((written_ns - event.get("issued_ns", written_ns)) * 1e-6, 3)}
-        if cycle:
-            out["compute_ms"] = round((cycle.numbers["decided_ns"] - cycle.numbers["received_ns"]) * 1e-6, 3)
-            out["sample_to_pulse_ms"] = round(written_ns * 1e-6 - event.get("sample_ns", 0) * 1e-6, 3)
-        return out
+    def note_triggers(self) -> None:
+        """Write down the stages of every trigger, with the stamps they were worked out from."""
+        for trigger in self.telemetry.finished_triggers():
+            stages_ms = self.status["last_trigger"] = trigger.stages_ms()
+            detail = {"request": trigger.request, "guard": self.guards, "loop": self.loops}
+            self.recorder.note(monotonic_ns() * 1e-9, {"what": "trigger", **detail, "stamps_ns": trigger.stamps_ns, "stages_ms": stages_ms})
+
+    def see_latency(self) -> None:
+        """How long things take goes into the status; being late is told when it begins and when it is over."""
+        s = self.status
+        s["latency"] = self.telemetry.summary()
+        late = self.telemetry.late(monotonic_ns())
+        if bool(late) != bool(s["late"]):
+            self.tell(f"{time.monotonic() - self.started:8.2f} s  {late or 'in time again for a second; was ' + s['late']}")
+        s["late"] = late
+
+    def write_latency(self) -> None:
+        """Replace `latency.json`: what was measured, of whom, against which budget."""
+        t = self.telemetry
+        measured = t.summary()
+        facts = {
+            "up_s": round(time.monotonic() - self.started, 1),
+            "budget": {"max_sample_age_ms": t.max_sample_age_ms, "max_lateness_ms": t.max_lateness_ms},
+            "quantities": {name: {"of": whose, "what": what, **measured[name]} for name, (whose, what) in QUANTITIES.items()},
+        }
+        partial = (self.folder / LATENCY).with_suffix(".partial")
+        partial.write_text(json.dumps(facts, indent=1))
+        partial.replace(self.folder / LATENCY)
 
     def note(self, what: str, **detail: Any) -> None:
         """Write down something the daemon did or saw, in both files."""
@@ -354,14 +387,15 @@ class Daemon:
     def status_line(self) -> None:
         """One line that is drawn over, on a terminal."""
         s = self.status
-        last = s["last_trigger"]
+        last = s["last_trigger"] or {}
         parts = [
             f"{time.monotonic() - self.started:6.1f} s",
             f"{s['state']}{' automatic' if s['automatic'] else ''}",
             f"loop {s['loop']}",
             "data ok" if s["data_ok"] else "NO DATA",
+            s["late"],
             f"trains {s['trains']}  pulses {s['pulses']}  refused {s['refusals']}",
-            f"sample to pulse {last['sample_to_pulse_ms']:.1f} ms" if last and "sample_to_pulse_ms" in last else "",
+            f"sample to answer {last['sum_ms']:.1f} ms" if "pulled_ms" in last else "",
             f"recorded {sum(self.recorder.samples.values())}",
         ]
         width = shutil.get_terminal_size().columns - 1

@@ -19,6 +19,7 @@ HIT_S = 0.25  # a first pulse later than this after the onset is a miss (detecti
 NEUTRAL_S = 0.3  # trains up to this long after a spasm's end belong to it
 TRAIN_GAP_S = 0.1  # pulses further apart than this belong to two trains
 STAGES = ("signal", "block", "transport", "compute", "guard", "wire", "device")
+SUM_MS = 0.1  # how far the stages of an event may be from its whole
 GOALS = {"median onset to first pulse, ms": 60.0, "reduction of spasm area": 0.5}
 
 
@@ -61,6 +62,11 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
     area = sum(s["area_nms"] for s in spasms)
     area_withheld = sum(s["area_nms"] for s in others)
     stages = _stages(recorded, truth, arrays["block_pushed_ns"], pulses, [(spasms[i], int(firsts[k])) for i, k in mine.items()])
+    events = [
+        {"onset_s": round(spasms[i]["onset_s"] - truth["t0_s"], 6), "total_ms": total_ms, "stages_ms": row}
+        for (i, total_ms), row in zip(delays_ms.items(), stages, strict=True)
+    ]
+    staged = [row for row in stages if row]
     won = [_race(truth, arrays["pic_mean"], spasm, other) for spasm, other in zip(spasms, others, strict=False)]
     return {
         "seconds": seconds,
@@ -68,7 +74,10 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
         "stimulation": True,
         "spasms": {"n": len(spasms), "detected": len(mine), "missed": len(spasms) - len(mine), "false_triggers": strays},
         "onset_to_first_pulse_ms": quantiles(list(delays_ms.values())),
-        "stages_ms": {stage: quantiles([row[stage] for row in stages]) for stage in STAGES},
+        "stages_ms": {stage: quantiles([row[stage] for row in staged]) for stage in STAGES},
+        "all_but_signal_ms": quantiles([sum(row.values()) - row["signal"] for row in staged]),
+        "stages_sum_ok": all(_sums_up(event) for event in events),
+        "events": events,
         "pic_race": {"n": len(won), "won": sum(won)},
         "spasm_area": {
             "unit": "N m s",
@@ -107,21 +116,22 @@ def _stages(
     pushed_ns: Any,
     pulses: list[dict[str, Any]],
     firsts: list[tuple[dict[str, Any], int]],
-) -> list[dict[str, float]]:
-    """The way of each first pulse from the onset to the electrode, cut at the design table's stages; they sum to the whole."""
+) -> list[dict[str, float] | None]:
+    """The way of each first pulse from the onset to the electrode, cut at the design table's stages; None where it cannot be followed."""
     rows = [row for row in recorded.guard() if row.get("written_ns")]
     written = np.array([row["written_ns"] for row in rows])
     asked = {c.numbers["request"]: c for _, c in recorded.cycles() if c.numbers["request"]}
     block = truth["n_samples"] // len(pushed_ns)
-    out = []
+    out: list[dict[str, float] | None] = []
     for spasm, k in firsts:
         pulse = pulses[k]
         at = int(np.searchsorted(written, pulse["received_ns"], side="right")) - 1
         # the frame may be read before guard's clock reading after the write
         if at + 1 < len(written) and abs(written[at + 1] - pulse["received_ns"]) < abs(written[max(at, 0)] - pulse["received_ns"]):
             at += 1
-        cycle = asked.get(rows[at].get("request", 0))
+        cycle = asked.get(rows[at].get("request", 0)) if rows else None
         if cycle is None:
+            out.append(None)
             continue
         decided_s = max(float(row[2]) for row in cycle.detections if row[0])
         sample = round((decided_s - truth["t0_s"]) * truth["sample_rate_hz"])
@@ -138,6 +148,14 @@ def _stages(
         ]
         out.append({stage: (b - a) * 1e-6 for stage, (a, b) in zip(STAGES, pairwise(cuts), strict=True)})
     return out
+
+
+def _sums_up(event: dict[str, Any]) -> bool:
+    """Whether the stages of an event are known, in order (the clocks of two processes read within SUM_MS), and sum to its whole."""
+    stages = event["stages_ms"]
+    if stages is None:
+        return False
+    return bool(abs(sum(stages.values()) - event["total_ms"]) <= SUM_MS and min(stages.values()) >= -SUM_MS)
 
 
 def _race(truth: dict[str, Any], pic_mean: Any, spasm: dict[str, Any], withheld: dict[str, Any]) -> bool:
@@ -186,6 +204,9 @@ def falls_short(result: dict[str, Any]) -> list[str]:
         short.append(f"{result['samples']['lost']} samples lost")
     if result["stimulator"]["outside_limits"] or result["stimulator"]["frames_refused"]:
         short.append("the stimulator saw pulses outside limits or frames it refused")
+    if not result["stages_sum_ok"]:
+        wrong = [event for event in result["events"] if not _sums_up(event)]
+        short.append(f"the stages of {len(wrong)} first pulses are unknown, out of order, or do not sum to the whole within {SUM_MS} ms")
     median = result["onset_to_first_pulse_ms"]["median"]
     if median is not None and median > GOALS["median onset to first pulse, ms"]:
         short.append(f"median onset to first pulse {median} ms")
@@ -197,11 +218,13 @@ def falls_short(result: dict[str, Any]) -> list[str]:
 def in_words(r: dict[str, Any]) -> str:
     """The summary for a person."""
     spasms, delay, area, stim, samples = (r[k] for k in ("spasms", "onset_to_first_pulse_ms", "spasm_area", "stimulator", "samples"))
+    rest = r["all_but_signal_ms"]
     rows = {
         "spasms": f"{spasms['n']}: {spasms['detected']} answered in time, {spasms['missed']} missed, "
         f"{spasms['false_triggers']} false triggers",
         "onset to 1st pulse": f"median {delay['median']} ms, 95 % within {delay['p95']} ms, longest {delay['max']} ms",
         "of which (median)": "  ".join(f"{name} {q['median']}" for name, q in r["stages_ms"].items()),
+        "all but the signal": f"median {rest['median']} ms, 95 % within {rest['p95']} ms, longest {rest['max']} ms",
         "race with the PIC": f"{r['pic_race']['won']} of {r['pic_race']['n']} won",
         "spasm area": f"{area['stimulated']} {area['unit']} stimulated, {area['withheld']} withheld: "
         f"reduced by {100 * (area['reduction'] or 0):.0f} %",

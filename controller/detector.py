@@ -2,7 +2,7 @@
 
 The EMG rule is Page's CUSUM on the log-likelihood ratio of a noise and a spasm model, the channels of one muscle pooled: of all rules
 with the same rate of false alarms it has the least mean delay (Page 1954; Moustakides 1986; Lorden 1971). Force is threshold and rate
-above a running baseline. State lives in plain arrays; the arithmetic in `kernels`.
+above a running baseline. This module turns settings into the state; the arithmetic is in `kernels`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from scipy.signal import butter
 from controller import kernels as k
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from controller.settings import EmgRule, ForceRule, Settings
     from drivers.base import Chunk
 
@@ -29,6 +27,7 @@ OFF_S = 0.1  # and how long it must stay low
 ADOPT_S = 60.0  # activity that lasts this long is the new rest
 BAD_S = 0.05  # after a gap or a bad sample the filters need this long
 GAP_S = 0.05  # a hole in the stamps longer than this starts the filters over
+HIGH_PASS_ORDER = 4
 FORCE_SMOOTH_S = 0.005
 FORCE_RATE_SPAN_S = 0.02
 FORCE_LEARN_S = 1.0
@@ -66,138 +65,98 @@ class Detection:
     quality: str
 
 
-class EmgDetector:
-    """State of one EMG rule."""
-
-    def __init__(self, rule: EmgRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
-        self.rule = rule
-        self.columns = np.array([channels.index(name) for name in rule.channels])
-        n = len(self.columns)
-        self.sos: NDArray[np.float64] = np.ascontiguousarray(butter(4, rule.high_pass_hz, "highpass", fs=sample_rate_hz, output="sos"))
-        self.z = np.zeros((self.sos.shape[0], n, 2))
-        self.block_samples = max(1, round(BLOCK_S * sample_rate_hz))
-        self.noise_blocks = np.zeros((max(2, round(rule.noise_time_s / BLOCK_S)), n))
-        self.block_sum = np.zeros(n)
-        self.noise_var = np.zeros(n)
-        ratios = [1.0 + 10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
-        self.gain = np.array([0.5 * (1.0 - 1.0 / ratio) for ratio in ratios])
-        self.bias = np.array([0.5 * log(ratio) for ratio in ratios])
-        self.cusum = np.zeros(len(ratios))
-        self.cusum_start_s = np.zeros(len(ratios))
-        self.floats = np.full(k.N_EMG_FLOATS, np.nan)
-        self.floats[[k.F_ENVELOPE, k.F_LAST_S]] = 0.0
-        self.ints = np.zeros(k.N_EMG_INTS, np.int64)
-        self.ints[k.I_QUALITY] = k.QUALITY_LEARNING
-        self.min_blocks = min(round(LEARN_S / BLOCK_S), self.noise_blocks.shape[0])
-        self.envelope_step = 1.0 - np.exp(-1.0 / (ENVELOPE_S * sample_rate_hz))
-        self.off_samples = round(OFF_S * sample_rate_hz)
-        self.adopt_samples = round(ADOPT_S * sample_rate_hz)
-        self.bad_samples = round(BAD_S * sample_rate_hz)
-        self.gap_s = max(GAP_S, 10.0 / sample_rate_hz)
-
-    def update(self, emg_uv: NDArray[np.float64], t_s: NDArray[np.float64], hold_until_s: float) -> Detection:
-        """Take (n_samples, n_emg) float64 µV with their stamps; samples up to `hold_until_s` carry stimulation."""
-        if len(t_s):
-            k.emg_update(
-                np.ascontiguousarray(emg_uv[:, self.columns]),
-                t_s,
-                hold_until_s,
-                self.sos,
-                self.z,
-                self.noise_blocks,
-                self.block_sum,
-                self.noise_var,
-                self.gain,
-                self.bias,
-                self.cusum,
-                self.cusum_start_s,
-                self.floats,
-                self.ints,
-                self.block_samples,
-                self.min_blocks,
-                self.rule.threshold,
-                self.rule.floor_uv**2,
-                self.envelope_step,
-                self.rule.off_ratio**2,
-                self.off_samples,
-                self.adopt_samples,
-                self.bad_samples,
-                self.gap_s,
-            )
-        noise_var = max(float(self.noise_var.mean()), self.rule.floor_uv**2)
-        return Detection(
-            rule=self.rule.name,
-            active=bool(self.ints[k.I_ACTIVE]),
-            onset_s=float(self.floats[k.F_ONSET_S]),
-            decided_s=float(self.floats[k.F_DECIDED_S]),
-            statistic=float(self.cusum.max()),
-            threshold=self.rule.threshold,
-            envelope=float(np.sqrt(self.floats[k.F_ENVELOPE] * noise_var)),
-            quality=QUALITIES[self.ints[k.I_QUALITY]],
-        )
-
-
-class ForceDetector:
-    """State of one force rule."""
-
-    def __init__(self, rule: ForceRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
-        self.rule = rule
-        self.column = channels.index(rule.channel)
-        self.sample_rate_hz = sample_rate_hz
-        self.history = np.zeros(max(1, round(FORCE_RATE_SPAN_S * sample_rate_hz)))
-        self.floats = np.full(k.N_FORCE_FLOATS, np.nan)
-        self.floats[[k.G_BASELINE, k.G_SMOOTH, k.G_RATE, k.G_LAST_S]] = 0.0
-        self.ints = np.zeros(k.N_FORCE_INTS, np.int64)
-        self.ints[k.J_QUALITY] = k.QUALITY_LEARNING
-        self.smooth_step = 1.0 - np.exp(-1.0 / (FORCE_SMOOTH_S * sample_rate_hz))
-        self.baseline_step = 1.0 - np.exp(-1.0 / (rule.baseline_time_s * sample_rate_hz))
-        self.learn_samples = round(FORCE_LEARN_S * sample_rate_hz)
-        self.off_samples = round(OFF_S * sample_rate_hz)
-        self.gap_s = max(GAP_S, 10.0 / sample_rate_hz)
-
-    def update(self, force: NDArray[np.float64], t_s: NDArray[np.float64], hold_until_s: float) -> Detection:
-        """Take (n_samples, n_force) float64 in the settings' unit with their stamps."""
-        if len(t_s):
-            k.force_update(
-                np.ascontiguousarray(force[:, self.column]),
-                t_s,
-                hold_until_s,
-                self.history,
-                self.floats,
-                self.ints,
-                self.smooth_step,
-                self.baseline_step,
-                self.learn_samples,
-                self.rule.threshold,
-                self.rule.rate_per_s,
-                self.sample_rate_hz,
-                self.off_samples,
-                self.gap_s,
-            )
-        return Detection(
-            rule=self.rule.name,
-            active=bool(self.ints[k.J_ACTIVE]),
-            onset_s=float(self.floats[k.G_ONSET_S]),
-            decided_s=float(self.floats[k.G_DECIDED_S]),
-            statistic=float(self.floats[k.G_SMOOTH] - self.floats[k.G_BASELINE]),
-            threshold=self.rule.threshold,
-            envelope=float(self.floats[k.G_RATE]),
-            quality=QUALITIES[self.ints[k.J_QUALITY]],
-        )
-
-
 class SpasmDetector:
     """All rules of one bed: EMG rules first, in the order of the settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self.emg = [EmgDetector(rule, settings.emg.channels, settings.emg.sample_rate_hz) for rule in settings.emg_rules if settings.emg]
-        self.force = [
-            ForceDetector(rule, settings.force.channels, settings.force.sample_rate_hz) for rule in settings.force_rules if settings.force
-        ]
+        self.rules = tuple(rule.name for rule in settings.rules)
+        self.state = _state(settings)
 
     def update(self, chunk: Chunk, hold_until_s: float) -> tuple[Detection, ...]:
         """Take one chunk; zero samples leave every rule where it was."""
-        return (
-            *(rule.update(chunk.emg_uv, chunk.emg_t_s, hold_until_s) for rule in self.emg),
-            *(rule.update(chunk.force, chunk.force_t_s, hold_until_s) for rule in self.force),
+        k.update(self.state, chunk.emg_uv, chunk.emg_t_s, chunk.force, chunk.force_t_s, hold_until_s)
+        return self.detections()
+
+    def detections(self) -> tuple[Detection, ...]:
+        """What the rules see now, for people."""
+        return tuple(
+            Detection(rule, bool(active), onset_s, decided_s, statistic, threshold, envelope, QUALITIES[int(quality)])
+            for rule, (active, onset_s, decided_s, statistic, threshold, envelope, quality) in zip(
+                self.rules, self.state.seen.tolist(), strict=True
+            )
         )
+
+
+def _state(settings: Settings) -> k.DetectorState:
+    emg_rules, force_rules = settings.emg_rules, settings.force_rules
+    # a bed without a signal still has its place in the arrays: 1 x 1 of it
+    n, c = len(emg_rules), max((len(rule.channels) for rule in emg_rules), default=1)
+    m = max((_noise_blocks(rule) for rule in emg_rules), default=1)
+    r = max((len(rule.design_snr_db) for rule in emg_rules), default=1)
+    h = _history(settings.force.sample_rate_hz) if settings.force else 1
+    sections = HIGH_PASS_ORDER // 2
+    s = k.DetectorState(
+        emg=np.zeros(n, k.EMG_RULE),
+        columns=np.zeros((n, c), np.int64),
+        sos=np.zeros((n, sections, 6)),
+        z=np.zeros((n, sections, c, 2)),
+        noise_blocks=np.zeros((n, m, c)),
+        block_sum=np.zeros((n, c)),
+        noise_var=np.zeros((n, c)),
+        gain=np.zeros((n, r)),
+        bias=np.zeros((n, r)),
+        cusum=np.zeros((n, r)),
+        cusum_start_s=np.zeros((n, r)),
+        force=np.zeros(len(force_rules), k.FORCE_RULE),
+        history=np.zeros((len(force_rules), h)),
+        seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
+    )
+    for i, rule in enumerate(emg_rules):
+        assert settings.emg
+        _set_emg_rule(s, i, rule, settings.emg.channels, settings.emg.sample_rate_hz)
+    for i, force_rule in enumerate(force_rules):
+        assert settings.force
+        _set_force_rule(s.force[i], force_rule, settings.force.channels, settings.force.sample_rate_hz)
+    nothing = np.zeros((0, 1))
+    k.update(s, nothing, nothing[:, 0], nothing, nothing[:, 0], 0.0)  # fills `seen`
+    return s
+
+
+def _noise_blocks(rule: EmgRule) -> int:
+    return max(2, round(rule.noise_time_s / BLOCK_S))
+
+
+def _history(sample_rate_hz: float) -> int:
+    return max(1, round(FORCE_RATE_SPAN_S * sample_rate_hz))
+
+
+def _step(time_s: float, sample_rate_hz: float) -> float:
+    """Share of the new sample in an exponential average with this time constant."""
+    return float(1.0 - np.exp(-1.0 / (time_s * sample_rate_hz)))
+
+
+def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
+    s.columns[i, : len(rule.channels)] = [channels.index(name) for name in rule.channels]
+    s.sos[i] = butter(HIGH_PASS_ORDER, rule.high_pass_hz, "highpass", fs=sample_rate_hz, output="sos")
+    ratios = [1.0 + 10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
+    s.gain[i, : len(ratios)] = [0.5 * (1.0 - 1.0 / ratio) for ratio in ratios]
+    s.bias[i, : len(ratios)] = [0.5 * log(ratio) for ratio in ratios]
+    e = s.emg[i]
+    e["n_channels"], e["n_blocks"], e["n_designs"] = len(rule.channels), _noise_blocks(rule), len(ratios)
+    e["block_samples"] = max(1, round(BLOCK_S * sample_rate_hz))
+    e["min_blocks"] = min(round(LEARN_S / BLOCK_S), _noise_blocks(rule))
+    e["off_samples"], e["adopt_samples"], e["bad_samples"] = (round(t_s * sample_rate_hz) for t_s in (OFF_S, ADOPT_S, BAD_S))
+    e["threshold"], e["floor_var"], e["off_power"] = rule.threshold, rule.floor_uv**2, rule.off_ratio**2
+    e["envelope_step"], e["gap_s"] = _step(ENVELOPE_S, sample_rate_hz), max(GAP_S, 10.0 / sample_rate_hz)
+    e["quality"] = k.QUALITY_LEARNING
+    e["onset_s"] = e["decided_s"] = e["offset_s"] = np.nan
+
+
+def _set_force_rule(f: np.void, rule: ForceRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
+    f["column"], f["n_history"] = channels.index(rule.channel), _history(sample_rate_hz)
+    f["learn_samples"], f["off_samples"] = round(FORCE_LEARN_S * sample_rate_hz), round(OFF_S * sample_rate_hz)
+    f["smooth_step"], f["baseline_step"] = _step(FORCE_SMOOTH_S, sample_rate_hz), _step(rule.baseline_time_s, sample_rate_hz)
+    f["threshold"], f["rate_per_s"], f["sample_rate_hz"] = rule.threshold, rule.rate_per_s, sample_rate_hz
+    f["gap_s"] = max(GAP_S, 10.0 / sample_rate_hz)
+    f["quality"] = k.QUALITY_LEARNING
+    f["onset_s"] = f["decided_s"] = f["offset_s"] = np.nan

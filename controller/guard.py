@@ -16,7 +16,7 @@ import socket
 import struct
 import sys
 import threading
-from dataclasses import asdict
+from copy import copy
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ REOPEN_S = 1.0  # how often a missing stimulator is looked for while OFF
 STOP_ANSWER_NS = 500_000_000  # a stimulator that does not confirm a stop within this time is a fault
 FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, it is again
 MAX_CLIENTS = 16
-MAX_MESSAGES_A_TURN = 64  # of the loop, before people are heard again
-EMPTY = Event(Kind.TICK, 0)
+MAX_MESSAGE_BYTES = 256  # of the loop; what is longer is wrong anyway
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Guard:
@@ -52,6 +52,8 @@ class Guard:
         self.wake_ns = 0
         self.stop_check_ns = 0
         self.last_packet = -1
+        self.recorded: Verdict | None = None
+        self.recorded_json = ""
         self.recorder_ok = True
         self.opener: threading.Thread | None = None
         self.opener_done, self.opener_bell = socket.socketpair()
@@ -74,7 +76,7 @@ class Guard:
                 self.hear_device()
             if self.opener_done in ready:
                 self.device_opened()
-            if self.loop in ready:
+            if self.loop is not None and self.loop in ready:
                 self.hear_loop()
             now = monotonic_ns()
             if self.wake_ns and now >= self.wake_ns:
@@ -160,11 +162,14 @@ class Guard:
             pass  # full or gone; the lease and end of file look after the rest
 
     def record(self, event: Event, verdict: Verdict, written_ns: int) -> None:
-        """Put event and verdict into the ring: together they replay this supervisor."""
-        row: dict[str, Any] = {"event": event_to_dict(event), "verdict": asdict(verdict)}
+        """Put event and verdict into the ring: together they replay this supervisor. The ACK with the pulse's packet number follows."""
+        if verdict != self.recorded:  # the verdicts on heartbeats, 100 a second, are mostly one and the same
+            self.recorded, self.recorded_json = verdict, encode(verdict._asdict())
+        pulse = ""
         if written_ns:
-            row |= {"written_ns": written_ns, "request": self.supervisor.request}
-        self.ring.put(messages.RING_GUARD, json.dumps(row, separators=(",", ":")).encode())
+            pulse = f',"written_ns":{written_ns},"request":{self.supervisor.request},"packet":{self.last_packet}'
+        row = f'{{"event":{encode(event_to_dict(event))},"verdict":{self.recorded_json}{pulse}}}'
+        self.ring.put(messages.RING_GUARD, row.encode())
 
     # --- hearing -------------------------------------------------------------------------------------------------------------
     def check_stop(self, now: int) -> None:
@@ -225,34 +230,43 @@ class Guard:
                 self.stimulator.close()
 
     def hear_loop(self) -> None:
-        """Heartbeats and requests; anything else is refused and counted against it."""
-        for _ in range(MAX_MESSAGES_A_TURN):
-            if self.loop is None:
-                return
-            try:
-                data = self.loop.recv(4096)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            now = monotonic_ns()
-            if not data:
-                self.loop.close()
-                self.loop = None
-                self.take(Event(Kind.LOOP_LOST, now))
-                return
-            try:
-                m = messages.unpack_to_guard(data)
-            except struct.error:
-                self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
-                continue
-            if m.kind == messages.HEARTBEAT:
-                self.take(Event(Kind.HEARTBEAT, now, issued_ns=m.issued_ns, sample_ns=m.sample_ns, ok=m.ok == 1))
-            elif m.kind == messages.REQUEST:
-                asked = (m.issued_ns, m.sample_ns, m.number, m.event_id, m.train, m.current_ua, m.duration_us, m.cause)
-                self.take(Event(Kind.REQUEST, now, *asked))
-            else:
-                self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
+        """One heartbeat or request; anything else is refused and counted against it. Then people and due pulses come first again."""
+        assert self.loop is not None
+        try:
+            data = self.loop.recv(MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        now = monotonic_ns()
+        if not data:
+            self.loop.close()
+            self.loop = None
+            self.take(Event(Kind.LOOP_LOST, now))
+            return
+        try:
+            m = messages.unpack_to_guard(data)
+        except struct.error:
+            self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
+            return
+        if m.kind == messages.REQUEST:
+            self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
+        elif m.kind == messages.HEARTBEAT:
+            self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
+            self.rehearse()
+        else:
+            self.take(Event(Kind.BAD_INPUT, now, text=f"message of unknown kind {m.kind} from the loop"))
+
+    def rehearse(self) -> None:
+        """Let a copy of the supervisor grant a request, and forget both: the real request, which is rare, then finds warm caches.
+
+        Halves the time that the real step takes (bench.guard_path). `step` is pure: whatever a copy of it says, nothing happens.
+        """
+        s, now = self.supervisor, monotonic_ns()
+        if s.state is SafetyState.ARMED and s.automatic:
+            t = s.prescription.trains[0]
+            number = s.last_number + 1
+            copy(s).step(Event(Kind.REQUEST, now, now, now, number, number, 0, t.current_ua, t.duration_us, Cause.EMG))
 
     def hear_daemon(self) -> None:
         """A new loop's socket, the wish to end, or the daemon's end."""
@@ -325,7 +339,7 @@ class Guard:
         now = monotonic_ns()
         do, who = command.get("do"), str(command.get("who", "a person"))[:80]
         if do == "status":
-            return {"ok": True, "reasons": []}
+            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else []}
         if do == "stop":
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
@@ -384,8 +398,9 @@ class Guard:
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
-    """Only what differs from an empty event: most fields of most events are 0."""
-    return {name: value for name, value in asdict(event).items() if name in ("kind", "now_ns") or value != getattr(EMPTY, name)}
+    """Kind, time, and what is not 0 or empty: most fields of most events are."""
+    more = {name: value for name, value in zip(Event._fields[2:], event[2:], strict=True) if value}
+    return {"kind": event.kind, "now_ns": event.now_ns, **more}
 
 
 def event_from_dict(row: dict[str, Any]) -> Event:
@@ -463,6 +478,7 @@ def main() -> int:
         say(f"the prescription is refused: {error}")
         path.unlink()
         return 2
+    got |= realtime.freeze()
     guard.got = got
     start = {
         "start_ns": monotonic_ns(),
@@ -472,7 +488,6 @@ def main() -> int:
         "realtime": got,
     }
     guard.ring.put(messages.RING_GUARD, json.dumps(start).encode())
-    realtime.freeze()
     try:
         guard.run()
     finally:

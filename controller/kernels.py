@@ -1,21 +1,25 @@
-"""Numeric kernels: arrays in, arrays filled in place, one sample at a time, so that the block size can never matter.
+"""Numeric kernels of the detector: arrays in, arrays filled in place, one sample at a time, so that the block size can never matter.
 
-`@njit` functions only. They allocate nothing and never look at a clock. Each must be called once before arming (compiling takes seconds,
-the first call of a cached one 20-40 ms: `SpasmDetector.warm_up`).
+`@njit` functions and the state they work on. They allocate nothing (but a sorted copy of the noise once a block) and never look at a clock.
+All rules of a bed share one `DetectorState`, whatever their number, so that there is one signature to compile: rules lie along the first
+axis, shorter ones leave the end of theirs unused. Scalars of a rule are a record (`rule.envelope`), read and written by name.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 from numba import njit
 
-# --- EMG: indices into the state vectors ------------------------------------------------------------------------------------------
-F_ENVELOPE, F_ONSET_S, F_DECIDED_S, F_OFFSET_S, F_LAST_S = range(5)
-N_EMG_FLOATS = 5
-I_ACTIVE, I_BELOW, I_IN_BLOCK, I_BLOCK, I_BLOCKS, I_HELD, I_ACTIVE_SAMPLES, I_QUALITY, I_BAD = range(9)
-N_EMG_INTS = 9
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
+
+# what a rule says after each step, a row of `DetectorState.seen`
+ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY = range(7)
+N_SEEN = 7
 
 # lower quantile of the block energies, and what it falls short of the mean by for Gaussian noise of about 80 degrees of freedom a block
 NOISE_QUANTILE = 0.3
@@ -23,221 +27,232 @@ NOISE_CORRECTION = 1.09
 CAP_NATS = 6.0  # one sample adds at most this (detection notes, section 7); a large outlier still rings through the filter for several
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 
+EMG_RULE = np.dtype(
+    [
+        # settings
+        *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks")),
+        *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples")),
+        *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s")),
+        # state
+        *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
+        *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s")),
+    ],
+    align=True,
+)
+FORCE_RULE = np.dtype(
+    [
+        *((name, np.int64) for name in ("column", "n_history", "learn_samples", "off_samples")),
+        *((name, np.float64) for name in ("smooth_step", "baseline_step", "threshold", "rate_per_s", "sample_rate_hz", "gap_s")),
+        *((name, np.int64) for name in ("active", "below", "at", "seen", "quality")),
+        *((name, np.float64) for name in ("baseline", "smooth", "rate", "onset_s", "decided_s", "offset_s", "last_s")),
+    ],
+    align=True,
+)
+
+
+class DetectorState(NamedTuple):
+    """All rules of one bed; EMG rules first in `seen`. Axes: rule, then block, section, channel or design.
+
+    Attributes
+    ----------
+    emg : (n_emg_rules,) EMG_RULE
+    columns : (n_emg_rules, c) int64
+        Which channels of the stream a rule pools.
+    sos : (n_emg_rules, k, 6) float64; z : (n_emg_rules, k, c, 2) float64
+        High-pass sections and their memory.
+    noise_blocks : (n_emg_rules, m, c) float64; block_sum, noise_var : (n_emg_rules, c) float64, µV²
+        Mean squares of the last blocks, the one being filled, the noise model.
+    gain, bias : (n_emg_rules, r) float64
+        Per design ratio R: 0.5 (1 - 1/R) and 0.5 ln R, so that a sample's ratio is gain x²/σ² - bias.
+    cusum, cusum_start_s : (n_emg_rules, r) float64
+        Page's statistic and when it last left zero (the estimate of the onset).
+    force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
+        The last 20 ms of force, smoothed.
+    seen : (n_rules, N_SEEN) float64
+        What each rule sees now.
+    """
+
+    emg: NDArray[np.void]
+    columns: NDArray[np.int64]
+    sos: NDArray[np.float64]
+    z: NDArray[np.float64]
+    noise_blocks: NDArray[np.float64]
+    block_sum: NDArray[np.float64]
+    noise_var: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    cusum: NDArray[np.float64]
+    cusum_start_s: NDArray[np.float64]
+    force: NDArray[np.void]
+    history: NDArray[np.float64]
+    seen: NDArray[np.float64]
+
 
 @njit(cache=True, nogil=True)
-def emg_update(
-    x_uv,
-    t_s,
-    hold_until_s,
-    sos,
-    z,
-    noise_blocks,
-    block_sum,
-    noise_var,
-    gain,
-    bias,
-    cusum,
-    cusum_start_s,
-    floats,
-    ints,
-    block_samples,
-    min_blocks,
-    threshold,
-    floor_var,
-    envelope_step,
-    off_power,
-    off_samples,
-    adopt_samples,
-    bad_samples,
-    gap_s,
-):
-    """Pooled CUSUM on the energy log-likelihood ratio of the channels of one muscle.
-
-    Allocates nothing but a sorted copy of the noise blocks once a block; filled in place: everything from `z` to `ints`.
+def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s):
+    """Take one chunk into `s`, a `DetectorState`; samples up to `hold_until_s` carry stimulation.
 
     Parameters
     ----------
-    x_uv : (n, c) float64, µV
-    t_s : (n,) float64, s
-    hold_until_s : float
-        Samples up to this time carry stimulation: filters run, everything else is frozen.
-    sos : (k, 6) float64, z : (k, c, 2) float64
-        High-pass sections and their memory.
-    noise_blocks : (m, c) float64, block_sum : (c,), noise_var : (c,) float64, µV²
-        Mean squares of the last blocks, the one being filled, the noise model.
-    gain, bias : (r,) float64
-        Per design ratio R: 0.5 (1 - 1/R) and 0.5 ln R, so that a sample's ratio is gain x²/σ² - bias.
-    cusum, cusum_start_s : (r,) float64
-        Page's statistic and when it last left zero (the estimate of the onset).
+    emg_uv : (n_emg_samples, n_emg) float64, µV; emg_t_s : (n_emg_samples,) float64, s
+    force : (n_force_samples, n_force) float64, in the settings' unit; force_t_s : (n_force_samples,) float64, s
     """
-    n, c = x_uv.shape
-    for k in range(n):
+    n_emg_rules = s.emg.shape[0]
+    for i in range(n_emg_rules):
+        _emg_update(s, i, emg_uv, emg_t_s, hold_until_s)
+        rule, seen = s.emg[i], s.seen[i]
+        noise_var = max(np.mean(s.noise_var[i, : rule.n_channels]), rule.floor_var)
+        seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
+        seen[STATISTIC], seen[THRESHOLD] = np.max(s.cusum[i, : rule.n_designs]), rule.threshold
+        seen[ENVELOPE] = np.sqrt(rule.envelope * noise_var)
+    for i in range(s.force.shape[0]):
+        _force_update(s, i, force, force_t_s, hold_until_s)
+        rule, seen = s.force[i], s.seen[n_emg_rules + i]
+        seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
+        seen[STATISTIC], seen[THRESHOLD], seen[ENVELOPE] = rule.smooth - rule.baseline, rule.threshold, rule.rate
+
+
+@njit(cache=True, nogil=True)
+def _emg_update(s, i, x_uv, t_s, hold_until_s):
+    """Pooled CUSUM on the energy log-likelihood ratio of the channels of one muscle."""
+    rule, columns, sos, z = s.emg[i], s.columns[i], s.sos[i], s.z[i]
+    block_sum, noise_var = s.block_sum[i], s.noise_var[i]
+    gain, bias, cusum, cusum_start_s = s.gain[i], s.bias[i], s.cusum[i], s.cusum_start_s[i]
+    n_channels, n_designs = rule.n_channels, rule.n_designs
+    for k in range(x_uv.shape[0]):
         now = t_s[k]
         # counted in samples, not by the stamps, which may be what is wrong
-        ints[I_BAD] = max(0, ints[I_BAD] - 1)
-        if abs(now - floats[F_LAST_S]) > gap_s and floats[F_LAST_S] > 0.0:
-            ints[I_BAD] = bad_samples
-        floats[F_LAST_S] = now
+        rule.bad = max(0, rule.bad - 1)
+        if abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0:
+            rule.bad = rule.bad_samples
+        rule.last_s = now
+        learnt = rule.blocks >= rule.min_blocks
         energy = 0.0
-        for ch in range(c):
-            y = x_uv[k, ch]
+        for ch in range(n_channels):
+            y = x_uv[k, columns[ch]]
             if not abs(y) < MAX_UV:  # NaN too
                 y = 0.0
-                ints[I_BAD] = bad_samples
-            for s in range(sos.shape[0]):
+                rule.bad = rule.bad_samples
+            for q in range(sos.shape[0]):
                 w = y
-                y = sos[s, 0] * w + z[s, ch, 0]
-                z[s, ch, 0] = sos[s, 1] * w - sos[s, 4] * y + z[s, ch, 1]
-                z[s, ch, 1] = sos[s, 2] * w - sos[s, 5] * y
+                y = sos[q, 0] * w + z[q, ch, 0]
+                z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
+                z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
             block_sum[ch] += y * y
-            u = y * y / max(noise_var[ch], floor_var)
+            u = y * y / max(noise_var[ch], rule.floor_var)
             energy += u
-            if ints[I_BLOCKS] >= min_blocks:
-                for r in range(gain.shape[0]):
+            if learnt:
+                for r in range(n_designs):
                     cusum[r] += min(gain[r] * u - bias[r], CAP_NATS)
-        ints[I_IN_BLOCK] += 1
+        rule.in_block += 1
 
-        bad = ints[I_BAD] > 0
+        bad = rule.bad > 0
         if bad or now <= hold_until_s:
-            ints[I_HELD] = 1
-            ints[I_QUALITY] = QUALITY_BAD if bad else QUALITY_HELD
-            _forget(cusum, cusum_start_s, block_sum, floats, ints, now)
+            rule.held = 1
+            rule.quality = QUALITY_BAD if bad else QUALITY_HELD
+            _forget(rule, cusum, cusum_start_s, block_sum, now)
             continue
-        if ints[I_HELD]:
-            ints[I_HELD] = 0
-            _forget(cusum, cusum_start_s, block_sum, floats, ints, now)
+        if rule.held:
+            rule.held = 0
+            _forget(rule, cusum, cusum_start_s, block_sum, now)
             continue
-        floats[F_ENVELOPE] += envelope_step * (energy / c - floats[F_ENVELOPE])
+        rule.envelope += rule.envelope_step * (energy / n_channels - rule.envelope)
 
-        if ints[I_IN_BLOCK] >= block_samples:
+        if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
-            if not ints[I_ACTIVE] or ints[I_ACTIVE_SAMPLES] > adopt_samples:
-                _learn(noise_blocks, block_sum, noise_var, ints, block_samples)
+            if not rule.active or rule.active_samples > rule.adopt_samples:
+                _learn(rule, s.noise_blocks[i], block_sum, noise_var)
             block_sum[:] = 0.0
-            ints[I_IN_BLOCK] = 0
-        if ints[I_BLOCKS] < min_blocks:
-            ints[I_QUALITY] = QUALITY_LEARNING
+            rule.in_block = 0
+        if rule.blocks < rule.min_blocks:
+            rule.quality = QUALITY_LEARNING
             continue
-        ints[I_QUALITY] = QUALITY_OK
+        rule.quality = QUALITY_OK
 
         hit = -1
-        for r in range(gain.shape[0]):
+        for r in range(n_designs):
             if cusum[r] <= 0.0:
                 cusum[r] = 0.0
                 cusum_start_s[r] = now
-            elif cusum[r] >= threshold and hit < 0:
+            elif cusum[r] >= rule.threshold and hit < 0:
                 hit = r
-        if not ints[I_ACTIVE]:
+        if not rule.active:
             if hit >= 0:
-                ints[I_ACTIVE] = 1
-                ints[I_BELOW] = 0
-                ints[I_ACTIVE_SAMPLES] = 0
-                floats[F_ONSET_S] = cusum_start_s[hit]
-                floats[F_DECIDED_S] = now
+                rule.active = 1
+                rule.below = 0
+                rule.active_samples = 0
+                rule.onset_s = cusum_start_s[hit]
+                rule.decided_s = now
         else:
-            ints[I_ACTIVE_SAMPLES] += 1
-            ints[I_BELOW] = ints[I_BELOW] + 1 if floats[F_ENVELOPE] < off_power else 0
-            if ints[I_BELOW] >= off_samples:
-                ints[I_ACTIVE] = 0
-                floats[F_OFFSET_S] = now
+            rule.active_samples += 1
+            rule.below = rule.below + 1 if rule.envelope < rule.off_power else 0
+            if rule.below >= rule.off_samples:
+                rule.active = 0
+                rule.offset_s = now
                 cusum[:] = 0.0
                 cusum_start_s[:] = now
-        for r in range(gain.shape[0]):
-            cusum[r] = min(cusum[r], 2.0 * threshold)
+        for r in range(n_designs):
+            cusum[r] = min(cusum[r], 2.0 * rule.threshold)
 
 
 @njit(cache=True, nogil=True)
-def _forget(cusum, cusum_start_s, block_sum, floats, ints, now):
+def _forget(rule, cusum, cusum_start_s, block_sum, now):
     cusum[:] = 0.0
     cusum_start_s[:] = now
     block_sum[:] = 0.0
-    ints[I_IN_BLOCK] = 0
-    ints[I_BELOW] = 0
-    floats[F_ENVELOPE] = 0.0
+    rule.in_block = 0
+    rule.below = 0
+    rule.envelope = 0.0
 
 
 @njit(cache=True, nogil=True)
-def _learn(noise_blocks, block_sum, noise_var, ints, block_samples):
-    m = noise_blocks.shape[0]
-    at = ints[I_BLOCK]
-    for ch in range(block_sum.shape[0]):
-        noise_blocks[at, ch] = block_sum[ch] / block_samples
-    ints[I_BLOCK] = (at + 1) % m
-    ints[I_BLOCKS] = min(ints[I_BLOCKS] + 1, m)
-    filled = ints[I_BLOCKS]
-    for ch in range(block_sum.shape[0]):
-        ordered = np.sort(noise_blocks[:filled, ch])
-        noise_var[ch] = ordered[int(NOISE_QUANTILE * (filled - 1))] * NOISE_CORRECTION
-
-
-# --- force ------------------------------------------------------------------------------------------------------------------------
-G_BASELINE, G_SMOOTH, G_RATE, G_ONSET_S, G_DECIDED_S, G_OFFSET_S, G_LAST_S = range(7)
-N_FORCE_FLOATS = 7
-J_ACTIVE, J_BELOW, J_AT, J_SEEN, J_QUALITY = range(5)
-N_FORCE_INTS = 5
+def _learn(rule, noise_blocks, block_sum, noise_var):
+    for ch in range(rule.n_channels):
+        noise_blocks[rule.block, ch] = block_sum[ch] / rule.block_samples
+    rule.block = (rule.block + 1) % rule.n_blocks
+    rule.blocks = min(rule.blocks + 1, rule.n_blocks)
+    for ch in range(rule.n_channels):
+        ordered = np.sort(noise_blocks[: rule.blocks, ch])
+        noise_var[ch] = ordered[int(NOISE_QUANTILE * (rule.blocks - 1))] * NOISE_CORRECTION
 
 
 @njit(cache=True, nogil=True)
-def force_update(
-    f,
-    t_s,
-    hold_until_s,
-    history,
-    floats,
-    ints,
-    smooth_step,
-    baseline_step,
-    learn_samples,
-    threshold,
-    rate,
-    sample_rate_hz,
-    off_samples,
-    gap_s,
-):
-    """Force above its running baseline and rising fast.
-
-    Allocates nothing; filled in place: `history` (the last 20 ms, smoothed), `floats`, `ints`.
-
-    Parameters
-    ----------
-    f : (n,) float64, in the settings' unit
-    t_s : (n,) float64, s
-    """
-    span = history.shape[0]
-    for k in range(f.shape[0]):
-        now, y = t_s[k], f[k]
-        if not np.isfinite(y) or (abs(now - floats[G_LAST_S]) > gap_s and floats[G_LAST_S] > 0.0):
-            ints[J_SEEN] = 0  # start over: the baseline is unknown again
-        floats[G_LAST_S] = now
+def _force_update(s, i, force, t_s, hold_until_s):
+    """Force above its running baseline and rising fast."""
+    rule, history = s.force[i], s.history[i]
+    for k in range(force.shape[0]):
+        now, y = t_s[k], force[k, rule.column]
+        if not np.isfinite(y) or (abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0):
+            rule.seen = 0  # start over: the baseline is unknown again
+        rule.last_s = now
         if not np.isfinite(y):
-            ints[J_QUALITY] = QUALITY_BAD
+            rule.quality = QUALITY_BAD
             continue
-        if ints[J_SEEN] == 0:
-            floats[G_SMOOTH] = floats[G_BASELINE] = y
+        if rule.seen == 0:
+            rule.smooth = rule.baseline = y
             history[:] = y
-            ints[J_ACTIVE] = 0
-        ints[J_SEEN] += 1
-        floats[G_SMOOTH] += smooth_step * (y - floats[G_SMOOTH])
-        smooth = floats[G_SMOOTH]
-        floats[G_RATE] = (smooth - history[ints[J_AT]]) * sample_rate_hz / span
-        history[ints[J_AT]] = smooth
-        ints[J_AT] = (ints[J_AT] + 1) % span
+            rule.active = 0
+        rule.seen += 1
+        rule.smooth += rule.smooth_step * (y - rule.smooth)
+        rule.rate = (rule.smooth - history[rule.at]) * rule.sample_rate_hz / rule.n_history
+        history[rule.at] = rule.smooth
+        rule.at = (rule.at + 1) % rule.n_history
         held = now <= hold_until_s
-        if ints[J_SEEN] < learn_samples:
-            floats[G_BASELINE] += (y - floats[G_BASELINE]) / ints[J_SEEN]
-            ints[J_QUALITY] = QUALITY_LEARNING
+        if rule.seen < rule.learn_samples:
+            rule.baseline += (y - rule.baseline) / rule.seen
+            rule.quality = QUALITY_LEARNING
             continue
-        ints[J_QUALITY] = QUALITY_HELD if held else QUALITY_OK
-        above = smooth - floats[G_BASELINE]
-        if not ints[J_ACTIVE]:
+        rule.quality = QUALITY_HELD if held else QUALITY_OK
+        above = rule.smooth - rule.baseline
+        if not rule.active:
             if not held:
-                floats[G_BASELINE] += baseline_step * (y - floats[G_BASELINE])
-                if above > threshold and floats[G_RATE] > rate:
-                    ints[J_ACTIVE] = 1
-                    ints[J_BELOW] = 0
-                    floats[G_ONSET_S] = floats[G_DECIDED_S] = now
+                rule.baseline += rule.baseline_step * (y - rule.baseline)
+                if above > rule.threshold and rule.rate > rule.rate_per_s:
+                    rule.active = 1
+                    rule.below = 0
+                    rule.onset_s = rule.decided_s = now
         else:
-            ints[J_BELOW] = ints[J_BELOW] + 1 if above < 0.5 * threshold else 0
-            if ints[J_BELOW] >= off_samples:
-                ints[J_ACTIVE] = 0
-                floats[G_OFFSET_S] = now
+            rule.below = rule.below + 1 if above < 0.5 * rule.threshold else 0
+            if rule.below >= rule.off_samples:
+                rule.active = 0
+                rule.offset_s = now

@@ -1,7 +1,8 @@
 """The loop: samples in, requests out. Read this page first.
 
-`Loop.step(chunk) -> Cycle` is the whole of the decision, live and in replay: pure, state in the object, time in the chunk. `main` is the
-live process around it: pull, step, send, heartbeat, record.
+`step` is the whole of the decision, live and in replay: pure, state in its arguments, time in the chunk. `run` is the live loop around
+it: pull, hear guard, step, tell guard, record. Both are compiled and go without the interpreter, so that between a sample's arrival and
+the request's leaving there is machine code alone (latency notes: as fast as C). `Loop.step` is `step` for Python: replay and tests.
 """
 
 from __future__ import annotations
@@ -13,29 +14,205 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
-from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numba import njit
 
-from controller import messages, realtime, recording, settings
+from controller import compiled_ring, kernels, messages, policy, realtime, ring, settings
 from controller.detector import Detection, SpasmDetector
-from controller.policy import Policy, StimRequest
-from controller.ring import RingWriter
+from controller.policy import StimRequest, request_of
+from controller.recording import CYCLE
+from drivers import native
 from drivers.base import Chunk, DriverError
+from drivers.sources import lsl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from controller.settings import Settings
-    from drivers.sources.lsl import LslSource
 
 READ_TIMEOUT_S = 0.02
 HEARTBEAT_NS = 10_000_000
 STALE_S = 0.05  # no sample for this long, or for ten periods, is "no data" (safety notes D1)
 RING_BYTES = 32 << 20
+MAX_FEEDBACK = 64  # of guard's words heard in one step; more wait for the next
+GUARD_GONE, STREAM_LOST, ENOUGH = range(3)  # how `run` ended
+FOREVER = 1 << 62
+
+_BED_TIMES = ("emg_newest_s", "force_newest_s", "emg_stale_s", "force_stale_s")
+BED = np.dtype([("index", np.int64), *((name, np.float64) for name in _BED_TIMES)], align=True)
+TO_GUARD = np.dtype([(name, np.int64) for name in messages.ToGuard._fields], align=True)
+FROM_GUARD = np.dtype([("code", np.float64), ("t_ns", np.int64), ("number", np.int64)], align=True)  # as messages.FEEDBACK
 
 
+class BedState(NamedTuple):
+    """Everything that one step leaves to the next.
+
+    Attributes
+    ----------
+    bed : (1,) BED
+        Number of steps; newest stamp of each signal, and the age at which it is missing (0: there is no such signal).
+    newest_s : (n_rules,) float64
+        Newest stamp of each rule's signal.
+    """
+
+    bed: NDArray[np.void]
+    newest_s: NDArray[np.float64]
+    detector: kernels.DetectorState
+    policy: policy.PolicyState
+
+
+def bed_state(config: Settings, detector: SpasmDetector) -> BedState:
+    """A bed that has seen nothing yet."""
+    bed = np.zeros(1, BED)
+    for name in ("emg", "force"):
+        signal_settings = getattr(config, name)
+        if signal_settings:
+            bed[0][f"{name}_stale_s"] = max(STALE_S, 10.0 / signal_settings.sample_rate_hz)
+    return BedState(bed, np.zeros(len(config.rules)), detector.state, policy.state(config))
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------------------
+@njit(cache=True, nogil=True)
+def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
+    """Take what arrived, decide. `s` is a `BedState`, then come the fields of a `Chunk`; the decision goes into `cycle`, a `CYCLE`."""
+    now_s = received_ns * 1e-9
+    bed, n_emg_rules = s.bed[0], s.detector.emg.shape[0]
+    policy.hear(s.policy, feedback)
+    kernels.update(s.detector, emg_uv, emg_t_s, force, force_t_s, s.policy.policy[0].hold_until_s)
+    if emg_t_s.size:
+        bed.emg_newest_s = emg_t_s[-1]
+    if force_t_s.size:
+        bed.force_newest_s = force_t_s[-1]
+    s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:] = bed.emg_newest_s, bed.force_newest_s
+    policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, cycle)
+    bed.index += 1
+    cycle.index, cycle.received_ns, cycle.decided_ns = bed.index, received_ns, received_ns
+    cycle.n_emg, cycle.n_emg_channels = emg_uv.shape
+    cycle.n_force, cycle.n_force_channels = force.shape
+    cycle.n_feedback, cycle.n_rules = feedback.shape[0], s.detector.seen.shape[0]
+    cycle.data_ok, cycle.sample_s = data_state(s, now_s)
+
+
+@njit(cache=True, nogil=True)
+def data_state(s, now_s):
+    """Whether every configured signal is arriving and no rule sees bad samples; newest stamp of the signal that is furthest behind."""
+    bed, ok, sample_s = s.bed[0], True, np.inf
+    for stale_s, newest_s in ((bed.emg_stale_s, bed.emg_newest_s), (bed.force_stale_s, bed.force_newest_s)):
+        if stale_s > 0.0:
+            ok = ok and abs(now_s - newest_s) < stale_s
+            sample_s = min(sample_s, newest_s)
+    for i in range(s.detector.seen.shape[0]):
+        ok = ok and s.detector.seen[i, kernels.QUALITY] != kernels.QUALITY_BAD
+    return ok, sample_s
+
+
+# --- live -------------------------------------------------------------------------------------------------------------------------
+@njit(cache=True, nogil=True)
+def run(s, emg, force, guard_fd, ring, io, last_index):
+    """The live loop, from sample to request without the interpreter; ends when guard or a stream is gone, or after `last_index` steps.
+
+    Parameters
+    ----------
+    emg, force : lsl.Inlet
+        The first that exists is waited for, the other is drained.
+    guard_fd : int
+        Socket to guard; ring : CompiledRing to the daemon; io : Io, scratch.
+
+    Returns
+    -------
+    int
+        GUARD_GONE, STREAM_LOST or ENOUGH.
+    """
+    bed, cycle, beat_ns = s.bed[0], io.cycle[0], 0
+    emg_timeout_s, force_timeout_s = (READ_TIMEOUT_S, 0.0) if emg.handle else (0.0, READ_TIMEOUT_S)
+    while bed.index < last_index:
+        n_emg, n_force = lsl.pull(emg, emg_timeout_s), lsl.pull(force, force_timeout_s)
+        received_ns = native.monotonic_ns(io.clock)
+        n_feedback = hear(guard_fd, io)
+        if n_feedback < 0:
+            return GUARD_GONE
+        emg_uv, emg_t_s, newtons, force_t_s = emg.values[:n_emg], emg.t_s[:n_emg], force.values[:n_force], force.t_s[:n_force]
+        feedback = io.feedback[:n_feedback]
+        step(s, emg_uv, emg_t_s, newtons, force_t_s, feedback, received_ns, cycle)
+        cycle.decided_ns = native.monotonic_ns(io.clock)
+        if cycle.request:
+            tell(guard_fd, io, messages.REQUEST, cycle.evidence_s)
+        if cycle.decided_ns - beat_ns >= HEARTBEAT_NS:
+            beat_ns = cycle.decided_ns
+            tell(guard_fd, io, messages.HEARTBEAT, cycle.sample_s)
+        record(ring, io.cycle, emg_uv, emg_t_s, newtons, force_t_s, feedback, s.detector.seen)
+        if emg.error[0] < 0 or force.error[0] < 0:
+            return STREAM_LOST
+    return ENOUGH
+
+
+class Io(NamedTuple):
+    """Scratch of `run`: what it reads, decides and sends.
+
+    Attributes
+    ----------
+    cycle : (1,) CYCLE
+    clock : (2,) int64
+    to_guard : (1,) TO_GUARD
+    from_guard : (1,) FROM_GUARD
+    feedback : (MAX_FEEDBACK, 3) float64
+    """
+
+    cycle: NDArray[np.void]
+    clock: NDArray[np.int64]
+    to_guard: NDArray[np.void]
+    from_guard: NDArray[np.void]
+    feedback: NDArray[np.float64]
+
+
+def scratch() -> Io:
+    """Room for one `run`."""
+    return Io(np.zeros(1, CYCLE), np.zeros(2, np.int64), np.zeros(1, TO_GUARD), np.zeros(1, FROM_GUARD), np.zeros((MAX_FEEDBACK, 3)))
+
+
+@njit(cache=True, nogil=True)
+def hear(guard_fd, io):
+    """What guard has said since the last step, into `io.feedback`; returns the number of rows, -1 = guard is gone."""
+    said = io.from_guard[0]
+    for k in range(MAX_FEEDBACK):
+        n_bytes = native.receive(guard_fd, io.from_guard)
+        if n_bytes == 0:
+            return -1
+        if n_bytes < 0:
+            return k
+        io.feedback[k, 0], io.feedback[k, 1], io.feedback[k, 2] = said.code, said.t_ns * 1e-9, said.number
+    return MAX_FEEDBACK
+
+
+@njit(cache=True, nogil=True)
+def tell(guard_fd, io, kind, sample_s):
+    """Hand over without waiting: what a guard that does not read would get later would be stale anyway."""
+    m, cycle = io.to_guard[0], io.cycle[0]
+    m.kind, m.issued_ns, m.number, m.event_id, m.train = kind, cycle.decided_ns, cycle.request, cycle.event_id, cycle.train
+    m.current_ua, m.duration_us, m.cause, m.ok = cycle.current_ua, cycle.duration_us, cycle.cause, cycle.data_ok
+    # a stamp that no clock of ours can show counts as stale; it must not stop the loop
+    m.sample_ns = np.int64(sample_s * 1e9) if abs(sample_s) < 9e9 else 0
+    native.send(guard_fd, io.to_guard)
+
+
+@njit(cache=True, nogil=True)
+def record(ring, cycle, emg_uv, emg_t_s, force, force_t_s, feedback, seen):
+    """Put a chunk and what `step` made of it into the ring, as `recording.unpack_cycle` reads it."""
+    values = emg_t_s.size + emg_uv.size + force_t_s.size + force.size + feedback.size + seen.size
+    at = compiled_ring.begin(ring, messages.RING_CYCLE, cycle.itemsize + 8 * values)
+    at = compiled_ring.append(ring, at, cycle)
+    at = compiled_ring.append(ring, at, emg_t_s)
+    at = compiled_ring.append(ring, at, emg_uv)
+    at = compiled_ring.append(ring, at, force_t_s)
+    at = compiled_ring.append(ring, at, force)
+    at = compiled_ring.append(ring, at, feedback)
+    at = compiled_ring.append(ring, at, seen)
+    compiled_ring.publish(ring, at)
+
+
+# --- for Python: replay, tests ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Cycle:
     """What one step found and wants.
@@ -46,7 +223,7 @@ class Cycle:
     detections : tuple of Detection, one per rule
     request : StimRequest or None
     sample_s : float
-        Stamp of the newest sample seen so far.
+        Newest stamp of the signal that is furthest behind.
     data_ok : bool
         Every configured signal is arriving, and no rule sees bad samples.
     """
@@ -59,90 +236,35 @@ class Cycle:
 
 
 class Loop:
-    """Detector, policy and nothing else."""
+    """One bed's state with `step` for Python."""
 
     def __init__(self, config: Settings) -> None:
         self.detector = SpasmDetector(config)
-        self.policy = Policy(config)
-        self.index = 0
-        # newest stamp of each configured signal, and the age at which it is missing
-        self.newest_s = {name: 0.0 for name in ("emg", "force") if getattr(config, name)}
-        self.stale_s = {name: max(STALE_S, 10.0 / getattr(config, name).sample_rate_hz) for name in self.newest_s}
+        self.state = bed_state(config, self.detector)
+        self.cycle = np.zeros(1, CYCLE)
 
     def step(self, chunk: Chunk) -> Cycle:
         """Take what arrived, decide."""
-        now_s = chunk.received_ns * 1e-9
-        self.policy.hear(chunk.feedback)
-        detections = self.detector.update(chunk, self.policy.hold_until_s)
-        request = self.policy.ask(now_s, detections)
-        data_ok = self.data_ok(chunk, now_s) and all(d.quality != "bad" for d in detections)
-        self.index += 1
-        return Cycle(self.index, detections, request, min(self.newest_s.values(), default=0.0), data_ok)
-
-    def data_ok(self, chunk: Chunk, now_s: float) -> bool:
-        """Whether every configured signal is arriving."""
-        for name, t_s in (("emg", chunk.emg_t_s), ("force", chunk.force_t_s)):
-            if len(t_s):
-                self.newest_s[name] = float(t_s[-1])
-        return all(abs(now_s - self.newest_s[name]) < self.stale_s[name] for name in self.newest_s)
+        c = self.cycle[0]
+        step(self.state, chunk.emg_uv, chunk.emg_t_s, chunk.force, chunk.force_t_s, chunk.feedback, chunk.received_ns, c)
+        detections = self.detector.detections()
+        return Cycle(int(c["index"]), detections, request_of(c), float(c["sample_s"]), bool(c["data_ok"]))
 
 
+# --- the process ------------------------------------------------------------------------------------------------------------------
 def warm_up(config: Settings) -> None:
-    """Run every kernel once on a loop to throw away: compiling or loading them must not happen in the first real step."""
+    """Run everything once on a loop to throw away: compiling or loading must not happen in the first real step."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    memory_fd = ring.create("warm-up", 1 << 20)
+    s = bed_state(config, SpasmDetector(config))
+    with ours, theirs:
+        theirs.send(messages.FEEDBACK.pack(0.0, 0, 0))
+        run(s, lsl.NO_INLET, lsl.NO_INLET, ours.fileno(), compiled_ring.compiled(ring.RingWriter(memory_fd)), scratch(), 2)
+    os.close(memory_fd)
     emg = np.zeros((8, len(config.emg.channels) if config.emg else 0))
     force = np.zeros((8, len(config.force.channels) if config.force else 0))
     t_s = 1.0 + np.arange(8.0)
     Loop(config).step(Chunk(emg, t_s, force, t_s, np.zeros((0, 3)), 0))
-
-
-def to_guard(request: StimRequest, sample_s: float, decided_ns: int) -> messages.ToGuard:
-    """A request in guard's words."""
-    r = request
-    return messages.ToGuard(
-        messages.REQUEST, decided_ns, stamp_ns(sample_s), r.number, r.event_id, r.train, r.current_ua, r.duration_us, r.cause
-    )
-
-
-def stamp_ns(t_s: float) -> int:
-    """A sample's stamp for guard; one that no clock of ours can show (it then counts as stale) must not stop the loop."""
-    return int(t_s * 1e9) if abs(t_s) < 9e9 else 0
-
-
-def tell(guard: socket.socket, message: messages.ToGuard) -> None:
-    """Hand over without waiting: what a guard that does not read would get later would be stale anyway."""
-    try:
-        guard.send(message.pack())
-    except BlockingIOError:
-        pass
-
-
-def hear(guard: socket.socket) -> NDArray[np.float64]:
-    """Everything guard has said since the last step, (k, 3). Raises `ConnectionError` when guard is gone."""
-    rows: list[tuple[float, float, float]] = []
-    while True:
-        try:
-            data = guard.recv(messages.FEEDBACK.size)
-        except BlockingIOError:
-            return np.array(rows, np.float64).reshape(-1, 3)
-        if not data:
-            raise ConnectionError("guard is gone")
-        code, t_ns, number = messages.FEEDBACK.unpack(data)
-        rows.append((code, t_ns * 1e-9, float(number)))
-
-
-def run(loop: Loop, source: LslSource, guard: socket.socket, ring: RingWriter) -> None:
-    """The live loop: until guard or the daemon is gone."""
-    beat_ns = 0
-    while True:
-        chunk = source.read(READ_TIMEOUT_S, hear(guard))
-        cycle = loop.step(chunk)
-        decided_ns = monotonic_ns()
-        if cycle.request is not None:
-            tell(guard, to_guard(cycle.request, cycle.sample_s, decided_ns))
-        if decided_ns - beat_ns >= HEARTBEAT_NS:
-            beat_ns = decided_ns
-            tell(guard, messages.ToGuard(messages.HEARTBEAT, decided_ns, stamp_ns(cycle.sample_s), ok=int(cycle.data_ok)))
-        ring.put(messages.RING_CYCLE, recording.pack_cycle(chunk, cycle, decided_ns))
 
 
 def say(text: str) -> None:
@@ -162,26 +284,23 @@ def main() -> int:
     config = settings.load(args.settings)
     # before the inlets are made, so that LSL's threads inherit the scheduling
     got = realtime.ask(config.realtime.loop_priority, config.realtime.cpus)
-    from drivers.sources.lsl import LslSource
-
-    guard = socket.socket(fileno=args.guard)
-    guard.setblocking(False)
-    ring = RingWriter(args.ring)
-    loop = Loop(config)
+    writer = ring.RingWriter(args.ring)
     warm_up(config)
     try:
-        source = LslSource(config.emg, config.force)
+        source = lsl.LslSource(config.emg, config.force)
     except DriverError as error:
         say(str(error))
         return 2
-    source.read(0.5)  # what waited in the buffers while we set up is old
-    ring.put(messages.RING_LOOP_NOTE, json.dumps({"pid": os.getpid(), "realtime": got}).encode())
-    realtime.freeze()
-    try:
-        run(loop, source, guard, ring)
-    except (ConnectionError, BrokenPipeError):
-        pass  # guard is gone, so there is nobody to ask; the daemon, or guard's last words, say why
-    return 0
+    got |= realtime.freeze()
+    for inlet in (source.emg, source.force):  # what waited in the buffers while we set up is old
+        lsl.pull(inlet, 0.5)
+    writer.put(messages.RING_LOOP_NOTE, json.dumps({"pid": os.getpid(), "realtime": got}).encode())
+    s = bed_state(config, SpasmDetector(config))
+    ended = run(s, source.emg, source.force, args.guard, compiled_ring.compiled(writer), scratch(), FOREVER)
+    if ended == STREAM_LOST:
+        say("an LSL stream is lost")
+        return 1
+    return 0  # guard is gone, so there is nobody to ask; the daemon, or guard's last words, say why
 
 
 if __name__ == "__main__":

@@ -2,21 +2,23 @@
 
 Pure: time comes in with the chunk, guard's answers too. It asks; guard alone decides. A train that stops while its trigger persists
 relatches (physiology notes 3.2), so after each train the policy looks, and asks again within the same event while the rule is active.
+`@njit` functions on records, since they run between a sample's arrival and the request's leaving.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numba import njit
+
+from controller.kernels import ACTIVE, DECIDED_S, ONSET_S
 from drivers.base import FEEDBACK_ENDED, FEEDBACK_PULSE, FEEDBACK_REFUSED
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from controller.detector import Detection
     from controller.settings import Settings
 
 CAUSE_EMG, CAUSE_FORCE = 1, 2  # as supervisor.Cause; the policy does not import the supervisor
@@ -25,10 +27,35 @@ ANSWER_S = 0.3  # beyond the train's own length without a word from guard: give 
 ARTEFACT_S = 0.005  # beyond the dead time: jitter of the pulses around their slots
 MARGIN_S = 0.002  # guard measures the look with its own clock reading, a little later than ours
 
+WATCH, TRAIN, LOOK, REST = range(4)  # where the policy is within an event
+
+POLICY = np.dtype(
+    [
+        *((name, np.float64) for name in ("dead_s", "look_s", "refractory_s", "max_event_s")),
+        *((name, np.int64) for name in ("phase", "number", "event_id", "rule")),  # `rule` opened the event
+        *((name, np.float64) for name in ("event_on_s", "until_s")),  # `until_s` of the present phase
+        ("hold_until_s", np.float64),  # samples up to here carry stimulation
+    ],
+    align=True,
+)
+RULE = np.dtype([(name, np.int64) for name in ("cause", "train", "current_ua", "duration_us", "was_active")], align=True)
+
 
 @dataclass(frozen=True, slots=True)
 class StimRequest:
-    """One train asked for. `decided_ns` is stamped by whoever sends it."""
+    """One train asked for, as the fields of `recording.CYCLE` say it. When it was decided is stamped by whoever sends it.
+
+    Attributes
+    ----------
+    number : int
+        Strictly increasing.
+    event_id : int
+        The spasm it belongs to.
+    onset_s : float
+        Of the spasm, as estimated.
+    evidence_s : float
+        Stamp of the sample that decided: old when a backlog was worked off, and then guard refuses it by its age.
+    """
 
     number: int
     event_id: int
@@ -37,85 +64,112 @@ class StimRequest:
     duration_us: int
     cause: int
     onset_s: float
+    evidence_s: float
 
 
-class Phase(Enum):
-    """Where the policy is within an event."""
-
-    WATCH = "watch"
-    TRAIN = "train"
-    LOOK = "look"
-    REST = "rest"
-
-
-class Policy:
-    """One bed's policy: one event at a time, opened by the first rule that is active."""
-
-    def __init__(self, settings: Settings) -> None:
-        names = list(settings.trains)
-        self.trains = [names.index(rule.train) for rule in settings.rules]
-        self.causes = [CAUSE_EMG] * len(settings.emg_rules) + [CAUSE_FORCE] * len(settings.force_rules)
-        self.current_ua = [round(train.current_ma * 1000) for train in settings.trains.values()]
-        self.duration_us = [train.duration_ms * 1000 for train in settings.trains.values()]
-        rx = settings.prescription
-        self.dead_s, self.look_s = rx.look_dead_ms / 1000, rx.look_ms / 1000
-        self.refractory_s, self.max_event_s = rx.refractory_s, rx.max_event_s
-        self.phase = Phase.WATCH
-        self.number = 0
-        self.event_id = 0
-        self.rule = 0  # that opened the event
-        self.event_on_s = 0.0
-        self.until_s = 0.0  # of the present phase
-        self.hold_until_s = 0.0  # samples up to here carry stimulation
-
-    def hear(self, feedback: NDArray[np.float64]) -> None:
-        """Take guard's answers, (k, 3): code, time in s, request number."""
-        for code, t_s, number in feedback:
-            if code == FEEDBACK_PULSE:
-                self.hold_until_s = max(self.hold_until_s, t_s + self.dead_s + ARTEFACT_S)
-            elif number == self.number and self.phase is Phase.TRAIN:
-                if code == FEEDBACK_ENDED:
-                    self.phase, self.until_s = Phase.LOOK, t_s + self.dead_s + self.look_s + MARGIN_S
-                elif code == FEEDBACK_REFUSED:
-                    self.phase, self.until_s = Phase.REST, t_s + RETRY_S
-
-    def ask(self, now_s: float, detections: tuple[Detection, ...]) -> StimRequest | None:
-        """What to ask for now."""
-        if self.phase is Phase.TRAIN and now_s >= self.until_s:
-            self._rest(now_s)
-        elif self.phase is Phase.LOOK and now_s >= self.until_s:
-            duration_s = self.duration_us[self.trains[self.rule]] * 1e-6
-            if detections[self.rule].active and self.event_on_s + duration_s <= self.max_event_s:
-                return self._request(now_s, detections)
-            self._rest(now_s)
-        elif self.phase is Phase.REST and now_s >= self.until_s:
-            self.phase = Phase.WATCH
-        if self.phase is Phase.WATCH:
-            for rule, detection in enumerate(detections):
-                if detection.active:
-                    self.rule = rule
-                    self.event_id += 1
-                    self.event_on_s = 0.0
-                    return self._request(now_s, detections)
+def request_of(cycle: Any) -> StimRequest | None:
+    """What a `recording.CYCLE` record, or a dictionary of its fields, asks for."""
+    if not cycle["request"]:
         return None
+    numbers = (int(cycle[name]) for name in ("request", "event_id", "train", "current_ua", "duration_us", "cause"))
+    number, event_id, train, current_ua, duration_us, cause = numbers
+    onset_s, evidence_s = float(cycle["onset_s"]), float(cycle["evidence_s"])
+    return StimRequest(number, event_id, train, current_ua, duration_us, cause, onset_s, evidence_s)
 
-    def _request(self, now_s: float, detections: tuple[Detection, ...]) -> StimRequest:
-        train = self.trains[self.rule]
-        duration_s = self.duration_us[train] * 1e-6
-        self.number += 1
-        self.event_on_s += duration_s
-        self.phase, self.until_s = Phase.TRAIN, now_s + duration_s + ANSWER_S
-        # the first pulse may reach the electrode before guard's word of it reaches us
-        self.hold_until_s = max(self.hold_until_s, now_s + self.dead_s + ARTEFACT_S)
-        return StimRequest(
-            number=self.number,
-            event_id=self.event_id,
-            train=train,
-            current_ua=self.current_ua[train],
-            duration_us=self.duration_us[train],
-            cause=self.causes[self.rule],
-            onset_s=detections[self.rule].onset_s,
-        )
 
-    def _rest(self, now_s: float) -> None:
-        self.phase, self.until_s = Phase.REST, now_s + self.refractory_s
+class PolicyState(NamedTuple):
+    """One bed's policy: one event at a time, opened by the first rule that is active.
+
+    Attributes
+    ----------
+    policy : (1,) POLICY
+    rules : (n_rules,) RULE
+        What each rule asks for, in the order of the detections.
+    """
+
+    policy: NDArray[np.void]
+    rules: NDArray[np.void]
+
+
+def state(settings: Settings) -> PolicyState:
+    """A policy at rest for these settings."""
+    policy, rules = np.zeros(1, POLICY), np.zeros(len(settings.rules), RULE)
+    rx, p = settings.prescription, policy[0]
+    p["dead_s"], p["look_s"] = rx.look_dead_ms / 1000, rx.look_ms / 1000
+    p["refractory_s"], p["max_event_s"] = rx.refractory_s, rx.max_event_s
+    names = list(settings.trains)
+    for i, rule in enumerate(settings.rules):
+        train = settings.trains[rule.train]
+        cause = CAUSE_EMG if i < len(settings.emg_rules) else CAUSE_FORCE
+        rules[i] = (cause, names.index(rule.train), round(train.current_ma * 1000), train.duration_ms * 1000, 0)
+    return PolicyState(policy, rules)
+
+
+@njit(cache=True, nogil=True)
+def hear(s, feedback):
+    """Take guard's answers, (k, 3): code, time in s, request number."""
+    p = s.policy[0]
+    for k in range(feedback.shape[0]):
+        code, t_s, number = feedback[k, 0], feedback[k, 1], feedback[k, 2]
+        if code == FEEDBACK_PULSE:
+            p.hold_until_s = max(p.hold_until_s, t_s + p.dead_s + ARTEFACT_S)
+        elif number == p.number and p.phase == TRAIN:
+            if code == FEEDBACK_ENDED:
+                p.phase, p.until_s = LOOK, t_s + p.dead_s + p.look_s + MARGIN_S
+            elif code == FEEDBACK_REFUSED:
+                p.phase, p.until_s = REST, t_s + RETRY_S
+
+
+@njit(cache=True, nogil=True)
+def ask(s, now_s, newest_s, seen, cycle):
+    """Fill the fields of a request in `cycle`, a `recording.CYCLE` record, with what to ask for now; request 0 = nothing.
+
+    Parameters
+    ----------
+    newest_s : (n_rules,) float64
+        Stamp of the newest sample that each rule has seen.
+    seen : (n_rules, N_SEEN) float64
+        `DetectorState.seen`.
+    """
+    p = s.policy[0]
+    cycle.request = cycle.event_id = cycle.train = cycle.current_ua = cycle.duration_us = cycle.cause = 0
+    cycle.onset_s = cycle.evidence_s = 0.0
+    if p.phase == TRAIN and now_s >= p.until_s:
+        _rest(p, now_s)
+    elif p.phase == LOOK and now_s >= p.until_s:
+        if seen[p.rule, ACTIVE] and p.event_on_s + s.rules[p.rule].duration_us * 1e-6 <= p.max_event_s:
+            _request(p, s.rules[p.rule], now_s, newest_s[p.rule], seen[p.rule], cycle)
+        else:
+            _rest(p, now_s)
+    elif p.phase == REST and now_s >= p.until_s:
+        p.phase = WATCH
+    if p.phase == WATCH:
+        for i in range(s.rules.shape[0]):
+            if seen[i, ACTIVE]:
+                p.rule = i
+                p.event_id += 1
+                p.event_on_s = 0.0
+                _request(p, s.rules[i], now_s, newest_s[i], seen[i], cycle)
+                break
+    for i in range(s.rules.shape[0]):
+        s.rules[i].was_active = seen[i, ACTIVE] != 0.0
+
+
+@njit(cache=True, nogil=True)
+def _request(p, rule, now_s, newest_s, seen, cycle):
+    duration_s = rule.duration_us * 1e-6
+    p.number += 1
+    p.event_on_s += duration_s
+    p.phase, p.until_s = TRAIN, now_s + duration_s + ANSWER_S
+    # the first pulse may reach the electrode before guard's word of it reaches us
+    p.hold_until_s = max(p.hold_until_s, now_s + p.dead_s + ARTEFACT_S)
+    cycle.request, cycle.event_id, cycle.cause = p.number, p.event_id, rule.cause
+    cycle.train, cycle.current_ua, cycle.duration_us = rule.train, rule.current_ua, rule.duration_us
+    cycle.onset_s = seen[ONSET_S]
+    # a rule that was active before is active by the newest sample; one that has just become so, by the sample that made it sure
+    cycle.evidence_s = newest_s if rule.was_active else seen[DECIDED_S]
+
+
+@njit(cache=True, nogil=True)
+def _rest(p, now_s):
+    p.phase, p.until_s = REST, now_s + p.refractory_s

@@ -1,4 +1,8 @@
-"""What a real-time process asks of the system, in one place; each answer is reported, a refusal is shown and not fatal."""
+"""What a real-time process asks of the system, in one place; each answer is reported, a refusal is shown and not fatal.
+
+Loop and guard call `ask` before they make a thread (what is made later inherits most of it) and `freeze` before they serve; both give
+"got ..." or "refused: why" by item, for `status` and `doctor`. Standard library alone (guard uses it).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,22 @@ import ctypes
 import gc
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+TOP_PAD_BYTES = 1 << 20  # what the heap grows by at once
+STACK_BYTES = 256 << 10  # touched in advance, on top of the 132 KiB that a process begins with
+THREAD_STACK_BYTES = 1 << 20  # instead of 8 MiB, all of which would count as locked
 
 
 def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
-    """Ask for SCHED_FIFO, locked memory and CPUs; call it before threads are made, so that they inherit it.
+    """Ask for everything that keeps a process on time; call it before threads are made, so that they inherit it.
 
     Parameters
     ----------
@@ -30,35 +39,117 @@ def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
     dict of str to str
         For each thing asked for: "got ..." or "refused: why".
     """
-    got: dict[str, str] = {}
+    wanted: dict[str, Callable[[], str]] = {"cpus": lambda: _cpus(cpus)}
     if priority:
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-            got["scheduler"] = f"got SCHED_FIFO {priority}"
-        except OSError as error:
-            got["scheduler"] = f"refused: SCHED_FIFO {priority}: {error.strerror}"
-        libc = ctypes.CDLL(None, use_errno=True)
-        # locked as touched: locking all at once would pin the whole of every mapped library
-        if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
-            got["memory"] = "got mlockall"
-        else:
-            got["memory"] = f"refused: mlockall: {os.strerror(ctypes.get_errno())}"
-    if cpus:
-        try:
-            os.sched_setaffinity(0, cpus)
-            got["cpus"] = f"got {list(cpus)}"
-        except OSError as error:
-            got["cpus"] = f"refused: {list(cpus)}: {error.strerror}"
-    return got
+        wanted |= {
+            "scheduler": lambda: _scheduler(priority),
+            "memory": _lock_memory,
+            "stack": _touch_stack,
+            "malloc": _keep_heap,
+            "thread stacks": _small_thread_stacks,
+            "timer slack": _no_timer_slack,
+        }
+    return {name: _answer(item) for name, item in wanted.items()}
+
+
+def freeze() -> dict[str, str]:
+    """Take the garbage collector out of the loop, after everything lasting was made; the answer belongs beside those of `ask`."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    return {"garbage collector": f"got frozen with {gc.get_freeze_count()} objects, and off"}
 
 
 def die_with_parent() -> None:
     """End this process when the one that started it ends, however it ended (`prctl(PR_SET_PDEATHSIG)`)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def freeze() -> None:
-    """Take the garbage collector out of the loop, after everything lasting was made."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+def refusals(got: dict[str, str]) -> dict[str, str]:
+    """Those that were refused."""
+    return {name: answer for name, answer in got.items() if not answer.startswith("got")}
+
+
+# --- the items: each returns what was got, or raises OSError ----------------------------------------------------------------------
+def _answer(item: Callable[[], str]) -> str:
+    try:
+        return f"got {item()}"
+    except OSError as error:
+        return f"refused: {error.strerror or error}"
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _cpus(cpus: Sequence[int]) -> str:
+    if cpus:
+        try:
+            os.sched_setaffinity(0, cpus)
+        except OSError as error:
+            raise OSError(f"{list(cpus)}: {error.strerror}") from None
+    return f"{sorted(os.sched_getaffinity(0))}{'' if cpus else ', all there are'}"
+
+
+def _scheduler(priority: int) -> str:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        raise OSError(f"SCHED_FIFO {priority}: {error.strerror}") from None
+    return f"SCHED_FIFO {priority}"
+
+
+def _lock_memory() -> str:
+    # locked as touched: locking all at once would pin the whole of every mapped library, and 8 MiB for each thread's stack
+    if _libc().mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT):
+        raise OSError(f"mlockall: {os.strerror(ctypes.get_errno())}")
+    return "mlockall, as touched"
+
+
+def _keep_heap() -> str:
+    # memory that was given back to the kernel costs a page fault when it is wanted again
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is None:
+        raise OSError("no mallopt in this C library")
+    for name, option, value in (
+        ("M_MMAP_MAX", _M_MMAP_MAX, 0),
+        ("M_TRIM_THRESHOLD", _M_TRIM_THRESHOLD, -1),
+        ("M_TOP_PAD", _M_TOP_PAD, TOP_PAD_BYTES),
+    ):
+        if not mallopt(option, value):
+            raise OSError(f"mallopt {name}")
+    return "no trimming, no mmap"
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (("bytes", ctypes.c_byte * STACK_BYTES),)
+
+
+def _touch_stack() -> str:
+    # an argument passed by value is copied onto the stack; a C function that takes none leaves it alone, and the caller clears up
+    _libc().getpid(_Block())
+    return f"{STACK_BYTES >> 10} KiB touched"
+
+
+def _small_thread_stacks() -> str:
+    threading.stack_size(THREAD_STACK_BYTES)  # of Python's threads
+    libc = _libc()
+    attribute = (ctypes.c_long * 32)()  # pthread_attr_t: 56 to 64 bytes
+    try:
+        wrong = (
+            libc.pthread_attr_init(attribute)
+            or libc.pthread_attr_setstacksize(attribute, ctypes.c_size_t(THREAD_STACK_BYTES))
+            or libc.pthread_setattr_default_np(attribute)  # of everybody's, such as liblsl's
+        )
+    except AttributeError as error:
+        raise OSError(f"Python's threads alone: {error}") from None
+    if wrong:
+        raise OSError(f"Python's threads alone: {os.strerror(wrong)}")
+    return f"{THREAD_STACK_BYTES >> 10} KiB a thread"
+
+
+def _no_timer_slack() -> str:
+    # SCHED_FIFO has none anyway; where that was refused, a sleep is 50 us longer than asked for
+    if _libc().prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0):
+        raise OSError(f"prctl: {os.strerror(ctypes.get_errno())}")
+    return "1 ns"

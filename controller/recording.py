@@ -10,14 +10,14 @@ import json
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from controller import settings
-from controller.detector import QUALITIES, Detection
-from controller.policy import StimRequest
+from controller.policy import StimRequest, request_of
 from controller.xdf import StreamSpec, XdfWriter, read
 from drivers.base import Chunk, FileFormatError
 
@@ -26,89 +26,80 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from controller.loop import Cycle
     from controller.settings import Settings
 
 SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 
-# A cycle on its way from loop to daemon: these numbers, then the arrays as `pack_cycle` lists them.
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
     *("request", "event_id", "train", "current_ua", "duration_us", "cause"),
 )
-_CYCLE = struct.Struct(f"<{len(CYCLE_FIELDS)}q2d2H")  # and newest sample, onset of the request; channels of EMG and force
-DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")
+# A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.
+CYCLE = np.dtype(
+    [
+        *((name, np.int64) for name in (*CYCLE_FIELDS, "n_emg_channels", "n_force_channels")),
+        # newest sample of the signal that is furthest behind; of the request: onset, and the sample that decided
+        *((name, np.float64) for name in ("sample_s", "onset_s", "evidence_s")),
+    ],
+    align=True,
+)
+TIME_FIELDS = ("sample_s", "onset_s", "evidence_s")
+DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")  # as kernels.ACTIVE..QUALITY
 FEEDBACK_FIELDS = ("code", "time", "request")
-
-
-def pack_cycle(chunk: Chunk, cycle: Cycle, decided_ns: int) -> bytes:
-    """A chunk and what `Loop.step` made of it, as bytes for the ring."""
-    r = cycle.request
-    asked = (r.number, r.event_id, r.train, r.current_ua, r.duration_us, r.cause) if r else (0,) * 6
-    detections = detections_as_rows(cycle.detections)
-    head = _CYCLE.pack(
-        cycle.index,
-        chunk.received_ns,
-        decided_ns,
-        len(chunk.emg_t_s),
-        len(chunk.force_t_s),
-        len(chunk.feedback),
-        len(detections),
-        cycle.data_ok,
-        *asked,
-        cycle.sample_s,
-        r.onset_s if r else 0.0,
-        chunk.emg_uv.shape[1],
-        chunk.force.shape[1],
-    )
-    arrays = (chunk.emg_t_s, chunk.emg_uv, chunk.force_t_s, chunk.force, chunk.feedback, detections)
-    return b"".join([head, *(array.tobytes() for array in arrays)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RecordedCycle:
-    """A cycle as it was recorded: its input and the decisions in the form they are compared in."""
+    """A cycle as it was recorded: its input and the decisions in the form they are compared in.
+
+    Attributes
+    ----------
+    numbers : dict of CYCLE_FIELDS to int
+    sample_s : float
+        Newest sample of the signal that is furthest behind.
+    onset_s, evidence_s : float
+        Of the request; see `StimRequest`.
+    detections : (n_rules, len(DETECTION_FIELDS)) float64
+    """
 
     chunk: Chunk
-    numbers: dict[str, int]  # CYCLE_FIELDS
+    numbers: dict[str, int]
     sample_s: float
     onset_s: float
-    detections: NDArray[np.float64]  # (n_rules, len(DETECTION_FIELDS))
+    evidence_s: float
+    detections: NDArray[np.float64]
 
     @property
     def request(self) -> StimRequest | None:
         """What the loop asked for."""
-        n = self.numbers
-        if not n["request"]:
-            return None
-        return StimRequest(n["request"], n["event_id"], n["train"], n["current_ua"], n["duration_us"], n["cause"], self.onset_s)
+        return request_of(self.numbers | {"onset_s": self.onset_s, "evidence_s": self.evidence_s})
+
+
+_INTS = len(CYCLE_FIELDS) + 2
+_HEAD = struct.Struct(f"<{_INTS}q{len(TIME_FIELDS)}d")
+assert _HEAD.size == CYCLE.itemsize
 
 
 def unpack_cycle(data: bytes) -> RecordedCycle:
-    """Inverse of `pack_cycle`."""
-    *head, sample_s, onset_s, n_emg_channels, n_force_channels = _CYCLE.unpack_from(data)
-    numbers = dict(zip(CYCLE_FIELDS, head, strict=True))
-    values = np.frombuffer(data, np.float64, offset=_CYCLE.size)
-    n_emg, n_force = numbers["n_emg"], numbers["n_force"]
-    shapes = [
-        (n_emg,),
-        (n_emg, n_emg_channels),
-        (n_force,),
-        (n_force, n_force_channels),
-        (numbers["n_feedback"], len(FEEDBACK_FIELDS)),
-        (numbers["n_rules"], len(DETECTION_FIELDS)),
-    ]
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    emg_t_s, emg, force_t_s, force, feedback, detections = (
-        part.reshape(shape) for part, shape in zip(np.split(values, ends[:-1]), shapes, strict=True)
-    )
-    return RecordedCycle(Chunk(emg, emg_t_s, force, force_t_s, feedback, numbers["received_ns"]), numbers, sample_s, onset_s, detections)
+    """A cycle as `loop.record` put it into the ring."""
+    head = _HEAD.unpack_from(data)
+    numbers = dict(zip(CYCLE_FIELDS, head, strict=False))
+    n_emg_channels, n_force_channels = head[len(CYCLE_FIELDS) : _INTS]
+    n_emg, n_force, at = numbers["n_emg"], numbers["n_force"], 0
+    values = np.frombuffer(data, np.float64, offset=_HEAD.size)
 
+    def take(*shape: int) -> NDArray[np.float64]:
+        nonlocal at
+        start, at = at, at + prod(shape)
+        return values[start:at].reshape(shape)
 
-def detections_as_rows(detections: tuple[Detection, ...]) -> NDArray[np.float64]:
-    """Detections in the form they are recorded in, (n_rules, 7) float64."""
-    rows = [(d.active, d.onset_s, d.decided_s, d.statistic, d.threshold, d.envelope, QUALITIES.index(d.quality)) for d in detections]
-    return np.array(rows, np.float64).reshape(len(rows), len(DETECTION_FIELDS))
+    emg_t_s, emg_uv = take(n_emg), take(n_emg, n_emg_channels)
+    force_t_s, force = take(n_force), take(n_force, n_force_channels)
+    feedback = take(numbers["n_feedback"], len(FEEDBACK_FIELDS))
+    detections = take(numbers["n_rules"], len(DETECTION_FIELDS))
+    chunk = Chunk(emg_uv, emg_t_s, force, force_t_s, feedback, numbers["received_ns"])
+    sample_s, onset_s, evidence_s = head[_INTS:]
+    return RecordedCycle(chunk, numbers, sample_s, onset_s, evidence_s, detections)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------------------
@@ -144,7 +135,12 @@ class Recorder:
             StreamSpec(
                 "detections",
                 "Decisions",
-                (("sample", "s"), ("request onset", "s"), *((f"{rule}: {f}", "") for rule in rules for f in DETECTION_FIELDS)),
+                (
+                    ("sample", "s"),
+                    ("request onset", "s"),
+                    ("request evidence", "s"),
+                    *((f"{rule}: {f}", "") for rule in rules for f in DETECTION_FIELDS),
+                ),
                 0,
                 "double64",
                 "calmloop loop",
@@ -184,7 +180,7 @@ class Recorder:
         self._put("feedback", feedback[:, 1], feedback)
         stamps = np.array([c.chunk.received_ns for c in cycles]) * 1e-9
         self._put("cycles", stamps, np.array([[self.loop_number, *c.numbers.values()] for c in cycles], np.int64))
-        self._put("detections", stamps, np.array([[c.sample_s, c.onset_s, *c.detections.ravel()] for c in cycles]))
+        self._put("detections", stamps, np.array([[c.sample_s, c.onset_s, c.evidence_s, *c.detections.ravel()] for c in cycles]))
 
     def guard(self, rows: list[dict[str, Any]]) -> None:
         """Append guard's events with their verdicts, and the pulses among them."""
@@ -230,17 +226,19 @@ class Session:
     def cycles(self) -> Iterator[tuple[int, RecordedCycle]]:
         """All cycles in order, with the number of the loop process that made them."""
         numbers = self.streams["cycles"].values
-        detections = self.streams["detections"].values
+        decisions = self.streams["detections"].values
         n_rules = len(self.config.rules)
         at = {"emg": 0, "force": 0, "feedback": 0}
         # a recording that was torn lacks the samples or the decisions of its last cycles: those cannot be compared
-        for row, decided in zip(numbers, detections, strict=False):
+        for row, decided in zip(numbers, decisions, strict=False):
             n = dict(zip(CYCLE_FIELDS, (int(value) for value in row[1:]), strict=True))
             emg, emg_t_s = self._slice("EMG", at, "emg", n["n_emg"])
             force, force_t_s = self._slice("force", at, "force", n["n_force"])
             feedback, _ = self._slice("feedback", at, "feedback", n["n_feedback"])
             chunk = Chunk(emg, emg_t_s, force, force_t_s, feedback, n["received_ns"])
-            yield int(row[0]), RecordedCycle(chunk, n, decided[0], decided[1], decided[2:].reshape(n_rules, len(DETECTION_FIELDS)))
+            sample_s, onset_s, evidence_s = (float(t_s) for t_s in decided[: len(TIME_FIELDS)])
+            detections = decided[len(TIME_FIELDS) :].reshape(n_rules, len(DETECTION_FIELDS))
+            yield int(row[0]), RecordedCycle(chunk, n, sample_s, onset_s, evidence_s, detections)
 
     def _slice(self, stream: str, at: dict[str, int], name: str, n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if stream not in self.streams:

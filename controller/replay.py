@@ -21,7 +21,7 @@ from controller import recording, settings
 from controller.audit import first_bad_row
 from controller.guard import event_from_dict
 from controller.loop import Loop
-from controller.recording import DETECTION_FIELDS, detections_as_rows
+from controller.recording import DETECTION_FIELDS
 from controller.supervisor import Supervisor, prescription_from
 from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatError
 
@@ -82,7 +82,7 @@ def _replay_loop(session: recording.Session, result: Result) -> None:
         if cycle.index != recorded.numbers["index"]:
             result.differs(loop=number, cycle=cycle.index, field="index", recorded=recorded.numbers["index"], replayed=cycle.index)
             return  # cycles are missing: nothing after this can be compared
-        rows = detections_as_rows(cycle.detections)
+        rows = loop.detector.state.seen
         if not np.array_equal(rows, recorded.detections, equal_nan=True):
             rule, column = np.argwhere(~((rows == recorded.detections) | (np.isnan(rows) & np.isnan(recorded.detections))))[0]
             result.differs(
@@ -114,7 +114,7 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
         if supervisor is None:
             result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
             return
-        verdict = asdict(supervisor.step(event_from_dict(row["event"])))
+        verdict = supervisor.step(event_from_dict(row["event"]))._asdict()
         verdict["reasons"] = list(verdict["reasons"])
         result.guard_events += 1
         result.pulses += verdict["delivered"]

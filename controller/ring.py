@@ -1,7 +1,7 @@
 """A ring of records in shared memory: one process writes, another reads, and the writer never waits.
 
 The writer of a stalled reader goes on and overwrites; the reader notices and counts what it lost. The memory outlives a writer that is
-killed, so its last words can still be read. Standard library alone (guard uses it).
+killed, so its last words can still be read. Standard library alone (guard uses it); compiled code writes with `compiled_ring`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADER_BYTES = 64
+HEADER_WORDS = 3  # of 8 bytes: written, taken, records
 _RECORD = struct.Struct("<IIQ")  # payload length, kind, sequence number
 
 
@@ -28,30 +29,23 @@ def create(name: str, capacity_bytes: int) -> int:
 class _Ring:
     def __init__(self, fd: int) -> None:
         size = os.fstat(fd).st_size
-        self._map = mmap.mmap(fd, size)
-        view = memoryview(self._map)
-        self._head = view[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
-        self._tail = view[8:16].cast("Q")  # bytes that the reader has taken
-        self._data = view[HEADER_BYTES:]
+        self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)  # no page is touched for the first time later
+        self.memory = memoryview(self._map)
+        self._head = self.memory[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
+        self._tail = self.memory[8:16].cast("Q")  # bytes that the reader has taken
+        self._count = self.memory[16:24].cast("Q")  # records ever written
+        self._data = self.memory[HEADER_BYTES:]
         self.capacity_bytes = size - HEADER_BYTES
-        self._view = view
 
     def close(self) -> None:
         """Let the memory go."""
-        self._head.release()
-        self._tail.release()
-        self._data.release()
-        self._view.release()
+        for view in (self._head, self._tail, self._count, self._data, self.memory):
+            view.release()
         self._map.close()
 
 
 class RingWriter(_Ring):
     """The writing end. `put` copies and publishes; it never blocks."""
-
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
-        self._at = self._head[0]
-        self._number = 0
 
     def put(self, kind: int, payload: bytes) -> None:
         """Append a record.
@@ -63,15 +57,14 @@ class RingWriter(_Ring):
         """
         if len(payload) * 4 > self.capacity_bytes:
             raise ValueError(f"a record of {len(payload)} bytes is too large for a ring of {self.capacity_bytes} bytes")
-        self._number += 1
-        at = self._copy(self._at, _RECORD.pack(len(payload), kind, self._number))
-        self._at = self._copy(at, payload)
-        self._head[0] = self._at
+        self._count[0] += 1
+        at = self._copy(self._head[0], _RECORD.pack(len(payload), kind, self._count[0]))
+        self._head[0] = self._copy(at, payload)
 
     @property
     def fill(self) -> float:
         """Share of the ring that waits to be read; above 1 something was lost."""
-        return (self._at - self._tail[0]) / self.capacity_bytes
+        return (self._head[0] - self._tail[0]) / self.capacity_bytes
 
     def _copy(self, at: int, data: bytes) -> int:
         start = at % self.capacity_bytes

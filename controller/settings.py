@@ -233,6 +233,12 @@ class Realtime(Table):
     guard_priority: int = Field(default=80, ge=0, le=98, description="SCHED_FIFO of guard; 0 = do not ask; 99 is the kernel's")
     cpus: Cpus = Field(default=(), description="processors to stay on")
     max_sample_age_ms: float = Field(default=100.0, ge=10.0, le=MAX_SAMPLE_AGE_MS, description="older samples never stimulate (C7)")
+    max_lateness_ms: float = Field(
+        default=50.0,
+        ge=5.0,
+        le=MAX_SAMPLE_AGE_MS,
+        description="a request that reaches guard later than this after it was decided is refused",
+    )
 
 
 class Settings(Table):
@@ -653,6 +659,7 @@ def guard_view(settings: Settings) -> dict[str, Any]:
         "max_auto_events_1h": prescription.max_automatic_events_in_1_h,
         "arming_expires_ns": _whole(prescription.arming_expires_min * 60e9),
         "max_sample_age_ns": _whole(settings.realtime.max_sample_age_ms * 1e6),
+        "max_lateness_ns": _whole(settings.realtime.max_lateness_ms * 1e6),
         "driver": settings.stimulator.driver,
         "port": settings.stimulator.port,
         "priority": settings.realtime.guard_priority,

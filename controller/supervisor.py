@@ -9,9 +9,11 @@ The figures of `HARD` are proposed and need a clinician's signature; a prescript
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -106,8 +108,7 @@ class Output(StrEnum):
     DISARM = "disarm"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One input of the supervisor. Fields that a kind does not use stay 0.
 
     Attributes
@@ -117,7 +118,7 @@ class Event:
     issued_ns : int
         When the loop decided, or the person pressed.
     sample_ns : int
-        Stamp of the newest sample behind a request.
+        REQUEST: stamp of the sample that decided. HEARTBEAT: stamp of the newest sample; 0 = there was none yet.
     number : int
         Request number of the loop (strictly increasing), or packet number of an acknowledgement.
     event_id : int
@@ -140,8 +141,7 @@ class Event:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows from one event.
 
     Attributes
@@ -214,6 +214,7 @@ class Prescription:
     max_auto_events_1h: int
     arming_expires_ns: int
     max_sample_age_ns: int
+    max_lateness_ns: int
     current_step_ua: int
 
 
@@ -226,7 +227,8 @@ def prescription_from(view: dict[str, Any], current_step_ua: int) -> Prescriptio
         Names every value that is missing, of the wrong type or outside `HARD`.
     """
     trains = tuple(Train(name, **values) for name, values in view["trains"].items())
-    numbers = {f.name: view[f.name] for f in fields(Prescription) if f.name not in ("trains", "manual_train", "current_step_ua")}
+    whole = {f.name for f in fields(Prescription)} - {"trains", "manual_train", "current_step_ua"}
+    numbers: dict[str, Any] = {name: view.get(name) for name in whole}
     names = [train.name for train in trains]
     if view["manual_train"] not in names:
         raise ValueError(f"manual_train {view['manual_train']!r} is none of {names}")
@@ -258,6 +260,7 @@ def check_prescription(p: Prescription) -> list[str]:
     within("max_auto_events_1h", p.max_auto_events_1h, 0, HARD.max_auto_events_1h)
     within("arming_expires_ns", p.arming_expires_ns, S, HARD.max_arming_expires_ns)
     within("max_sample_age_ns", p.max_sample_age_ns, MS, MAX_TRIGGER_AGE_NS)
+    within("max_lateness_ns", p.max_lateness_ns, MS, MAX_TRIGGER_AGE_NS)
     within("current_step_ua", p.current_step_ua, 1, HARD.max_current_ua)
     if wrong:
         return wrong
@@ -306,22 +309,37 @@ def pulse_reasons(t: Train, current_ua: int, p: Prescription) -> list[str]:
     return reasons
 
 
-def pulse_currents(t: Train, current_ua: int, duration_us: int, step_ua: int) -> tuple[int, ...]:
-    """Currents of the pulses of a train, µA: linear ramp, plateau, linear taper, each rounded down to the stimulator's step.
+def n_pulses(t: Train, duration_us: int) -> int:
+    """How many pulses a train of this duration has."""
+    return max(1, -(-duration_us // (t.period_ns // 1000)))
+
+
+def pulse_current(t: Train, k: int, current_ua: int, duration_us: int, step_ua: int) -> int:
+    """Current of pulse k of a train, µA: linear ramp, plateau, linear taper, rounded down to the stimulator's step.
 
     The first pulse of a ramp has a period's worth of it, the last of a taper too; none is below one step.
     """
     period_us = t.period_ns // 1000
-    currents = []
-    for k in range(max(1, -(-duration_us // period_us))):
-        start_us = k * period_us
-        part = current_ua
-        if t.ramp_up_us and start_us + period_us < t.ramp_up_us:
-            part = min(part, current_ua * (start_us + period_us) // t.ramp_up_us)
-        if t.taper_us and duration_us - start_us < t.taper_us:
-            part = min(part, current_ua * (duration_us - start_us) // t.taper_us)
-        currents.append(max(step_ua, part // step_ua * step_ua))
-    return tuple(currents)
+    start_us = k * period_us
+    part = current_ua
+    if t.ramp_up_us and start_us + period_us < t.ramp_up_us:
+        part = min(part, current_ua * (start_us + period_us) // t.ramp_up_us)
+    if t.taper_us and duration_us - start_us < t.taper_us:
+        part = min(part, current_ua * (duration_us - start_us) // t.taper_us)
+    return max(step_ua, part // step_ua * step_ua)
+
+
+def _ms(ns: int) -> int:
+    """For people; rounded up, so that what is above a limit looks so."""
+    return -(-ns // MS)
+
+
+def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
+    """One start more, without those of more than an hour ago."""
+    return (*starts[bisect_right(starts, now - 60 * MINUTE) :], now)
+
+
+_end_of = itemgetter(1)
 
 
 @dataclass(slots=True)
@@ -340,12 +358,15 @@ class Supervisor:
     loop_joined: bool = False
     heartbeat_ns: int = 0
     data_ok: bool = False
+    data_age_ns: int = 0  # of the newest sample when the loop last beat
     recorder_ok: bool = True
     last_number: int = 0
     # the running train
     train: int = 0
     request: int = 0
-    currents: tuple[int, ...] = ()
+    current_ua: int = 0
+    duration_us: int = 0
+    n_pulses: int = 0
     train_start_ns: int = 0
     pulse: int = 0  # index of the next pulse
     pulse_due_ns: int = 0
@@ -358,8 +379,9 @@ class Supervisor:
     event_cause: int = 0
     event_on_ns: int = 0
     event_end_ns: int = -MINUTE
-    trains: tuple[tuple[int, int], ...] = ()  # (start, end) of the last 5 min
-    events: tuple[tuple[int, bool], ...] = ()  # (start, automatic) of the last hour
+    trains: tuple[tuple[int, int, int], ...] = ()  # (start, end, on-time before it) of those that were over in the last 5 min
+    events: tuple[int, ...] = ()  # starts in the last hour
+    auto_events: tuple[int, ...] = ()  # of these the loop's
     pulses_total: int = 0
     charge_total_nc: int = 0
     on_time_total_ns: int = 0
@@ -396,6 +418,7 @@ class Supervisor:
             self._to(SafetyState.OFF, event.text or "daemon lost: nothing is recorded, so nothing is stimulated")
         elif kind is Kind.LOOP_LOST:
             self.loop_joined = self.data_ok = False
+            self.data_age_ns = 0
             if self.request > 0:
                 ended = self._end("loop lost", now)
             if self.automatic:
@@ -414,11 +437,10 @@ class Supervisor:
                 self.outstanding = False
                 self.last_done_ns = now
         elif kind is Kind.HEARTBEAT:
-            # when the loop lived, not when guard got to hear of it: beats that waited in the socket prove nothing
-            self.heartbeat_ns, self.data_ok = min(event.issued_ns, now), event.ok
+            self._beat(event)
         elif kind is Kind.LOOP_JOINED:
             self.loop_joined, self.automatic, self.data_ok, self.last_number = True, False, False, 0
-            self.event_id = 0  # its numbers start anew: it continues nobody's event
+            self.event_id = self.data_age_ns = 0  # its numbers start anew: it continues nobody's event
         elif kind is Kind.RECORDER:
             self.recorder_ok = event.ok
             self._say("recording keeps up again" if event.ok else RECORDER_WORDS)
@@ -464,6 +486,28 @@ class Supervisor:
             refused=refused,
             ended=ended,
         )
+
+    # --- the loop's proof of life ---------------------------------------------------------------------------------------------
+    def _beat(self, event: Event) -> None:
+        was_stale = self.stale
+        # when the loop lived, not when guard got to hear of it: beats that waited in the socket prove nothing
+        self.heartbeat_ns = min(event.issued_ns, event.now_ns)
+        if event.sample_ns:
+            self.data_age_ns = event.issued_ns - event.sample_ns
+        stale = self.stale
+        self.data_ok = event.ok and event.sample_ns != 0 and not stale
+        if stale and not was_stale:
+            self._say(stale)
+        elif was_stale and not stale:
+            self._say("data fresh again")
+
+    @property
+    def stale(self) -> str:
+        """Why the data are too old, by the loop's last heartbeat; empty = they are not."""
+        most = self.prescription.max_sample_age_ns
+        if -MAX_TRIGGER_AGE_NS <= self.data_age_ns <= most:
+            return ""
+        return f"data stale: newest sample is {_ms(self.data_age_ns)} ms old (at most {most // MS})"
 
     # --- arming --------------------------------------------------------------------------------------------------------------
     def _arm(self, event: Event) -> Output:
@@ -513,16 +557,19 @@ class Supervisor:
         if not self.recorder_ok:
             reasons.append(RECORDER_WORDS)
         age = now - event.issued_ns
-        if not 0 <= age <= MAX_TRIGGER_AGE_NS:
-            reasons.append(f"trigger is {age // MS} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed)")
-        if not by_person:
+        if by_person:
+            if not 0 <= age <= MAX_TRIGGER_AGE_NS:
+                reasons.append(f"trigger is {_ms(age)} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed)")
+        else:
             if not self.automatic:
                 reasons.append("automatic mode is off")
             if now - self.heartbeat_ns > LEASE_NS or not self.data_ok:
-                reasons.append("the loop gave no proof of life with data")
+                reasons.append(self.stale or "the loop gave no proof of life with data")
+            if not 0 <= age <= p.max_lateness_ns:
+                reasons.append(f"request is {_ms(age)} ms late (at most {p.max_lateness_ns // MS})")
             sample_age = now - event.sample_ns
             if not -MAX_TRIGGER_AGE_NS <= sample_age <= p.max_sample_age_ns:
-                reasons.append(f"newest sample is {sample_age // MS} ms old (at most {p.max_sample_age_ns // MS})")
+                reasons.append(f"deciding sample is {_ms(sample_age)} ms old (at most {p.max_sample_age_ns // MS})")
             if event.number <= self.last_number:
                 reasons.append(f"request {event.number} was seen before")
             if event.cause not in (Cause.EMG, Cause.FORCE):
@@ -564,10 +611,10 @@ class Supervisor:
         else:
             if since < p.refractory_ns:
                 reasons.append(f"refractory: {since // MS} of {p.refractory_ns // MS} ms since the last event")
-            if sum(start > now - 10 * MINUTE for start, _ in self.events) >= p.max_events_10min:
+            if len(self.events) - bisect_right(self.events, now - 10 * MINUTE) >= p.max_events_10min:
                 reasons.append(f"dose: {p.max_events_10min} events in 10 min")
-            auto = sum(automatic and start >= max(now - 60 * MINUTE, self.armed_ns) for start, automatic in self.events)
-            if event.kind is Kind.REQUEST and auto >= p.max_auto_events_1h:
+            automatic = len(self.auto_events) - bisect_left(self.auto_events, max(now - 60 * MINUTE, self.armed_ns))
+            if event.kind is Kind.REQUEST and automatic >= p.max_auto_events_1h:
                 reasons.append(f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}")
         # the fullest window is the one that ends with this train
         if self._on_time(now + duration - MINUTE) + duration > p.max_on_time_60s_ns:
@@ -577,7 +624,15 @@ class Supervisor:
         return reasons
 
     def _on_time(self, since_ns: int) -> int:
-        return sum(max(0, end - max(start, since_ns)) for start, end in self.trains)
+        """Stimulation since then, with all of the running train. One train follows another, so the totals at two times tell it."""
+        on_ns = 0
+        i = bisect_right(self.trains, since_ns, key=_end_of)  # the first that was not over by then
+        if i < len(self.trains):
+            start, _, before_ns = self.trains[i]
+            on_ns = self.on_time_total_ns - before_ns - max(0, since_ns - start)
+        if self.state is SafetyState.STIMULATING:
+            on_ns += max(0, self.duration_us * 1000 - max(0, since_ns - self.train_start_ns))
+        return on_ns
 
     def _refuse(self, event: Event, reasons: list[str]) -> int:
         if event.kind is Kind.TRIGGER:
@@ -601,14 +656,15 @@ class Supervisor:
         cause = Cause.MANUAL if by_person else Cause(event.cause)
         if not self._continues(event, now):
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
-            self.events = (*(e for e in self.events if e[0] > now - 60 * MINUTE), (now, not by_person))
+            self.events = _later(self.events, now)
+            if not by_person:
+                self.auto_events = _later(self.auto_events, now)
         self.train = event.train
         self.request = -1 if by_person else event.number
         t = p.trains[event.train]
-        self.currents = pulse_currents(t, event.current_ua, event.duration_us, p.current_step_ua)
+        self.current_ua, self.duration_us, self.n_pulses = event.current_ua, event.duration_us, n_pulses(t, event.duration_us)
         self.train_start_ns = self.pulse_due_ns = now
         self.pulse = 0
-        self.trains = (*(x for x in self.trains if x[1] > now - 5 * MINUTE), (now, now + event.duration_us * 1000))
         self._to(SafetyState.STIMULATING, f"{cause.name.lower()}: train {t.name}")
 
     def _cut(self, now: int) -> str:
@@ -620,7 +676,7 @@ class Supervisor:
         if now - self.heartbeat_ns > LEASE_NS:
             return f"the loop is silent for {(now - self.heartbeat_ns) // MS} ms"
         if not self.data_ok:
-            return "no data"
+            return self.stale or "no data"
         return ""
 
     def _due(self, now: int) -> tuple[int, int]:
@@ -628,11 +684,11 @@ class Supervisor:
         t = self.prescription.trains[self.train]
         if now < self.pulse_due_ns:
             return 0, 0
-        if self.pulse >= len(self.currents):
+        if self.pulse >= self.n_pulses:
             return 0, self._end("", now)
         k = (now - self.train_start_ns) // t.period_ns  # the slot that now lies in: what is missed is not made up for
-        if k >= len(self.currents):
-            self.withheld_total += len(self.currents) - self.pulse
+        if k >= self.n_pulses:
+            self.withheld_total += self.n_pulses - self.pulse
             return 0, self._end("late: the rest of the train is withheld", now)
         self.withheld_total += k - self.pulse
         self.pulse = k
@@ -640,7 +696,7 @@ class Supervisor:
             self._next_slot(k + 1)
             self.withheld_total += 1
             return 0, 0
-        current_ua = self.currents[k]
+        current_ua = pulse_current(t, k, self.current_ua, self.duration_us, self.prescription.current_step_ua)
         if pulse_reasons(t, current_ua, self.prescription):  # cannot be: each pulse is looked at all the same
             return 0, self._fault("internal: a pulse outside its limits was due", now)
         self._next_slot(k + 1)
@@ -659,13 +715,13 @@ class Supervisor:
         """Close the running train, if any; returns its request number."""
         if self.state is not SafetyState.STIMULATING:
             return 0
-        start, planned_end = self.trains[-1]
-        end = min(max(now, start), planned_end)
-        self.trains = (*self.trains[:-1], (start, end))
+        start = self.train_start_ns
+        end = min(max(now, start), start + self.duration_us * 1000)
+        over = bisect_right(self.trains, now - 5 * MINUTE, key=_end_of)
+        self.trains = (*self.trains[over:], (start, end, self.on_time_total_ns))
         self.event_on_ns += end - start
         self.on_time_total_ns += end - start
         self.event_end_ns = now
-        self.currents = ()
         number, self.request = self.request, 0
         self._to(SafetyState.ARMED, reason or "armed: the last train is over")
         return number
@@ -681,14 +737,16 @@ class Supervisor:
         return now - self.person_ns > self.prescription.arming_expires_ns
 
     def _wake(self) -> int:
-        wakes = []
         if self.state is SafetyState.STIMULATING:
-            wakes.append(self.pulse_due_ns)
+            wake_ns = self.pulse_due_ns
+        elif self.state is SafetyState.ARMED or self.state is SafetyState.LOCKOUT:
+            wake_ns = self.person_ns + self.prescription.arming_expires_ns + 1
+        else:
+            wake_ns = 0
         if self.outstanding:
-            wakes.append(self.last_pulse_ns + ACK_TIMEOUT_NS + 1)
-        if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
-            wakes.append(self.person_ns + self.prescription.arming_expires_ns + 1)
-        return min(wakes, default=0)
+            timeout_ns = self.last_pulse_ns + ACK_TIMEOUT_NS + 1
+            wake_ns = min(wake_ns, timeout_ns) if wake_ns else timeout_ns
+        return wake_ns
 
     def _to(self, state: SafetyState, reason: str) -> None:
         if state is not SafetyState.ARMED and state is not SafetyState.STIMULATING:

@@ -89,17 +89,18 @@ class GuardRig:
         self.ring.close()
 
 
-def beat(loop, ok=True):
-    """One heartbeat of a loop that has data."""
+def beat(loop, ok=True, age_ns=0):
+    """One heartbeat of a loop that has data; `age_ns` of the newest sample."""
     now = time.monotonic_ns()
-    loop.send(messages.ToGuard(messages.HEARTBEAT, now, now, ok=int(ok)).pack())
+    loop.send(messages.ToGuard(messages.HEARTBEAT, now, now - age_ns, ok=int(ok)).pack())
 
 
 def request(loop, number, **changes):
     """One request as the demo's settings prescribe it."""
     now = time.monotonic_ns()
-    fields = {"number": number, "event_id": number, "train": 0, "current_ua": 20_000, "duration_us": 500_000, "cause": 1}
-    loop.send(messages.ToGuard(messages.REQUEST, now, now, **(fields | changes)).pack())
+    fields = {"issued_ns": now, "sample_ns": now, "number": number, "event_id": number, "cause": 1}
+    prescribed = {"train": 0, "current_ua": 20_000, "duration_us": 500_000}
+    loop.send(messages.ToGuard(messages.REQUEST, **(fields | prescribed | changes)).pack())
 
 
 def beat_for(loop, seconds, ok=True):

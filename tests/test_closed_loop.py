@@ -8,15 +8,18 @@ import sqlite3
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pyxdf
 
-from controller import demo, messages, replay, settings
+from controller import demo, demo_summary, messages, recording, replay, settings
 from controller.audit import first_bad_row
-from controller.supervisor import LEASE_NS
+from controller.supervisor import LEASE_NS, MAX_TRIGGER_AGE_NS
+from controller.telemetry import QUANTITIES
+from drivers.simulated.patient import simulate
 
 CALMLOOP = [sys.executable, "-m", "controller"]
 
@@ -55,6 +58,24 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
     assert set(r["stages_ms"]) == {"signal", "block", "transport", "compute", "guard", "wire", "device"}
     total = sum(stage["median"] for stage in r["stages_ms"].values())
     assert total == pytest.approx(r["onset_to_first_pulse_ms"]["median"], abs=15)
+    assert r["stages_sum_ok"]
+    assert len(r["events"]) == r["spasms"]["detected"] == r["all_but_signal_ms"]["n"]
+    for event in r["events"]:
+        assert sum(event["stages_ms"].values()) == pytest.approx(event["total_ms"], abs=0.1)
+
+
+def test_stages_that_are_missing_out_of_order_or_too_short_fall_short(demo_result):
+    assert demo_summary.falls_short(demo_result) == []
+    whole = demo_result["events"][0]["stages_ms"]
+    for stages in (
+        None,
+        whole | {"guard": whole["guard"] + 0.2},
+        whole | {"block": -1.0, "signal": whole["signal"] + whole["block"] + 1.0},
+    ):
+        event = demo_result["events"][0] | {"stages_ms": stages}
+        assert not demo_summary._sums_up(event)
+        (short,) = demo_summary.falls_short(demo_result | {"events": [event], "stages_sum_ok": False})
+        assert "1 first pulses" in short
 
 
 def test_its_session_replays_to_the_same_decisions(demo_result):
@@ -106,12 +127,38 @@ def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result):
     assert oct(folder.stat().st_mode & 0o777) == "0o700"
 
 
+def test_its_latency_is_on_the_disk_and_every_trigger_has_its_stages(demo_result):
+    folder = Path(demo_result["session"])
+    measured = json.loads((folder / "latency.json").read_text())
+    assert measured["budget"]["max_sample_age_ms"] == 100.0
+    assert list(measured["quantities"]) == list(QUANTITIES)
+    session = recording.load(folder)
+    pulses = demo_result["stimulator"]["pulses"]
+    counts = {name: q["n"] for name, q in measured["quantities"].items()}
+    assert counts["write"] == counts["ack"] == pulses
+    assert counts["compute"] == sum(1 for _ in session.cycles())
+    assert session.end["latency"] == {
+        name: {k: v for k, v in q.items() if k not in ("of", "what")} for name, q in measured["quantities"].items()
+    }
+    triggers = [note for note in map(json.loads, session.streams["notes"].values) if note["what"] == "trigger"]
+    granted = [row["request"] for row in session.guard() if row.get("written_ns") and row["event"]["kind"] == "request"]
+    assert [trigger["request"] for trigger in triggers] == granted
+    for trigger in triggers:
+        assert list(trigger["stamps_ns"]) == ["sample", "pulled", "decided", "received", "written", "acked"]
+        *stages, total = trigger["stages_ms"].values()
+        assert sum(stages) == pytest.approx(total, abs=1e-4)
+    assert counts["pulse_late"] == pulses - len(granted)
+
+
 # --- the death of each process ----------------------------------------------------------------------------------------------------
+SEED = 5
+
+
 class Ward:
-    """Bench, daemon and a spasm that is being treated."""
+    """Bench, daemon armed, and, after `begin`, spasms."""
 
     def __init__(self, folder):
-        self.bench = demo.body(folder, 5, "calmloop-kill-test", "--wait")
+        self.bench = demo.body(folder, SEED, "calmloop-kill-test", "--wait")
         config = settings.load(demo.default_config("demo.toml"))
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
         config = settings.parse(config.model_copy(update={"session": session}).to_toml())
@@ -121,7 +168,15 @@ class Ward:
         status = self.daemon.wait_until_quiet(self.bench)
         self.session, self.children = Path(status["session"]), status["children"]
         self.daemon.arm()
+
+    def begin(self):
+        """Let spasms come; returns when they may."""
         self.bench.source.send("go 60")
+        return self.bench.source.line("began")["go_s"]
+
+    def treat(self):
+        """Wait until a spasm is being treated."""
+        self.begin()
         self.wait_for(lambda: len(self.pulses()) >= 5, 15)
 
     def pulses(self):
@@ -130,7 +185,7 @@ class Ward:
     def wait_for(self, condition, timeout_s=10):
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, self.said()[-2000:]
             time.sleep(0.02)
 
     def kill(self, pid):
@@ -151,10 +206,18 @@ class Ward:
 
 
 @pytest.fixture
-def ward(tmp_path):
+def quiet_ward(tmp_path):
+    """Armed, and no spasm yet."""
     w = Ward(tmp_path)
     yield w
     w.close()
+
+
+@pytest.fixture
+def ward(quiet_ward):
+    """In the middle of a spasm that is being treated."""
+    quiet_ward.treat()
+    return quiet_ward
 
 
 def opens(ward):
@@ -175,7 +238,9 @@ def test_loop_killed(ward):
     assert not answer["automatic"]
     n = len(ward.pulses())
     # the button works, once the refractory time of the train that was cut is over
-    ward.wait_for(lambda: messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"], 5)
+    answers = []
+    press = lambda: answers.append(messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()}))  # noqa: E731
+    ward.wait_for(lambda: press() or answers[-1]["ok"], 5)
     time.sleep(0.7)
     assert len(ward.pulses()) > n + 5  # a machine under load withholds some, and counts them
     assert "loop was killed by SIGKILL" in ward.said()
@@ -212,6 +277,50 @@ def test_daemon_killed(ward):
         ward.wait_for(lambda pid=pid: not alive(pid))
     assert "the daemon is gone" in ward.said()
     opens(ward)
+
+
+def test_a_loop_that_stood_still_stimulates_nothing_late(quiet_ward):
+    ward = quiet_ward
+    go_s = ward.begin()
+    onset_s = go_s + first_onset_after_go_s(SEED)
+    time.sleep(max(0.0, onset_s - 0.3 - time.monotonic()))
+    os.kill(ward.children["loop"], signal.SIGSTOP)
+    stopped_ns = time.monotonic_ns()
+    time.sleep(1.0)
+    continued_ns = time.monotonic_ns()
+    os.kill(ward.children["loop"], signal.SIGCONT)
+    ward.wait_for(lambda: len(ward.pulses()) >= 5, 20)  # it goes on by itself: this spasm, or the next
+    time.sleep(0.5)
+    ward.daemon.end()
+    rows = [row for row in recording.load(ward.session).guard() if row.get("event", {}).get("kind") == "request"]
+    late = [row for row in rows if too_old(row["event"], row["event"]["now_ns"])]
+    for row in late:  # guard's own clock, guard's own refusal
+        assert row["verdict"]["refused"] == row["event"]["number"]
+        assert " ms old " in "; ".join(row["verdict"]["reasons"])
+    # the stimulator's log: nothing while the loop stood still, and each train from a request that was young when its first pulse came
+    pulses = ward.pulses()
+    assert not [p for p in pulses if stopped_ns <= p["received_ns"] <= continued_ns]
+    starts_ns = [b["received_ns"] for a, b in pairwise([{"received_ns": 0}, *pulses]) if b["received_ns"] - a["received_ns"] > 100e6]
+    granted = [row for row in rows if row.get("written_ns")]
+    assert len(starts_ns) == len(granted) >= 1
+    for start_ns, row in zip(starts_ns, granted, strict=True):
+        assert not too_old(row["event"], start_ns, slack_ns=50_000_000)  # the twin reads when it gets to it
+    said = ward.said().split("ARMED        armed\n")[1]  # before, the loop's own start may have been late
+    assert "late: sample age" in said
+    assert "automatic stimulation is refused" in said
+    opens(ward)
+
+
+def first_onset_after_go_s(seed):
+    """The body draws its spasms from the seed, counted from when they may come."""
+    _, _, truth = simulate(seed, 20_000, 2_000, (), 8.0)
+    return truth["spasms"][0]["onset_s"] - 1.0
+
+
+def too_old(event, now_ns, slack_ns=0):
+    """Whether a request, or the sample behind it, is older than may stimulate."""
+    max_sample_age_ns = settings.load(demo.default_config("demo.toml")).realtime.max_sample_age_ms * 1e6
+    return now_ns - event["sample_ns"] > max_sample_age_ns + slack_ns or now_ns - event["issued_ns"] > MAX_TRIGGER_AGE_NS + slack_ns
 
 
 def test_body_killed(ward):

@@ -14,7 +14,7 @@ import pytest
 from controller import messages, settings
 from controller.guard import event_from_dict, event_to_dict
 from controller.supervisor import LEASE_NS, Event, Kind
-from tests.rig import GuardRig, arm_automatic, beat_for, request
+from tests.rig import GuardRig, arm_automatic, beat, beat_for, request
 
 
 def test_button_only_bed_gives_exactly_one_train(guard):
@@ -66,6 +66,21 @@ def test_the_loop_triggers_and_hears_of_every_pulse(guard):
     loop.close()
 
 
+def test_heartbeats_alone_do_nothing(guard):
+    loop = guard.join_loop()
+    arm_automatic(guard, loop)
+    guard.rows()
+    before = guard.ask("status")
+    beat_for(loop, 0.3)
+    after = guard.ask("status")
+    assert after == before
+    assert {row["event"]["kind"] for row in guard.rows()} == {"heartbeat"}
+    assert guard.twin.pulses() == []
+    request(loop, 1)
+    guard.wait_for(lambda s: s["pulses"])
+    loop.close()
+
+
 def test_a_silent_loop_stops_within_the_lease(guard):
     loop = guard.join_loop()
     arm_automatic(guard, loop)
@@ -75,6 +90,64 @@ def test_a_silent_loop_stops_within_the_lease(guard):
     time.sleep(0.6)
     assert guard.twin.pulses()[-1]["pulse_ns"] - silent_ns < LEASE_NS + 20_000_000
     loop.close()
+
+
+def test_requests_that_come_a_second_late_are_refused_by_age(guard):
+    """What a loop says that was stopped and goes on again: no pulse, whatever it is that is old."""
+    loop = guard.join_loop()
+    arm_automatic(guard, loop)
+    guard.rows()
+    for number in range(1, 31):
+        late_ns = time.monotonic_ns() - 1_000_000_000
+        old = {0: {"issued_ns": late_ns}, 1: {"sample_ns": late_ns}, 2: {"issued_ns": late_ns, "sample_ns": late_ns}}[number % 3]
+        beat_for(loop, 0.01)
+        request(loop, number, **old)
+    guard.wait_for(lambda s: s["data_ok"])
+    rows = [row for row in guard.rows() if row["event"]["kind"] == "request"]
+    assert [row["verdict"]["refused"] for row in rows] == list(range(1, 31))
+    for row in rows:
+        old = [name for name in ("issued_ns", "sample_ns") if row["event"]["now_ns"] - row["event"][name] > 900_000_000]
+        reasons = " ".join(row["verdict"]["reasons"])
+        assert ("issued_ns" in old) is ("ms late (at most 50)" in reasons)
+        assert ("sample_ns" in old) is ("deciding sample is" in reasons)
+    assert guard.twin.pulses() == []
+    beat_for(loop, 0.05)
+    request(loop, 31)
+    beat_for(loop, 0.1)
+    assert len(guard.twin.pulses()) > 1  # it was for their age alone
+    loop.close()
+
+
+def test_stale_data_show_in_the_status_and_never_stimulate(guard):
+    loop = guard.join_loop()
+    arm_automatic(guard, loop)
+    beat(loop, age_ns=1_000_000_000)
+    status = guard.wait_for(lambda s: not s["data_ok"])
+    assert status["reasons"] == ["data stale: newest sample is 1000 ms old (at most 100)"]
+    request(loop, 1)
+    beat(loop)
+    assert guard.wait_for(lambda s: s["data_ok"])["reasons"] == []
+    said = [reason for row in guard.rows() if "event" in row for reason in row["verdict"]["reasons"]]
+    assert sum(reason.startswith("data stale") for reason in said) == 1
+    assert any(reason.startswith("refused: data stale") for reason in said)
+    assert said.count("data fresh again") == 1
+    assert guard.twin.pulses() == []
+    loop.close()
+
+
+def test_each_pulse_is_recorded_with_its_packet_and_answered_by_it(guard):
+    guard.ask("arm", automatic=False)
+    guard.rows()
+    guard.trigger()
+    time.sleep(0.3)
+    rows = guard.rows()
+    sent = [row for row in rows if "written_ns" in row]
+    assert sent[0]["event"]["kind"] == "trigger"
+    assert all((b["packet"] - a["packet"]) % 64 == 1 for a, b in itertools.pairwise(sent))
+    assert len(sent) > 5
+    answers = {row["event"].get("number", 0): row["event"]["now_ns"] for row in rows if row.get("event", {}).get("kind") == "ack"}
+    for row in sent[:-1]:
+        assert row["event"]["now_ns"] <= row["written_ns"] < answers[row["packet"]]
 
 
 def test_a_dead_loop_stops_at_once_and_the_button_still_works(guard):

@@ -57,18 +57,25 @@ def test_samples_come_in_the_settings_order_in_microvolts_with_their_stamps():
     assert stream.wait_for_consumers(5)
     stamps_s = pylsl.local_clock() + np.arange(4) / 2000
     stream.push_chunk(np.array([[1.0, 0.0, 2.0]] * 4), stamps_s)
-    chunk = source.read(2.0)
-    while len(chunk.emg_t_s) < 4:
-        more = source.read(2.0)
-        chunk = type(chunk)(
-            np.concatenate([chunk.emg_uv, more.emg_uv]),
-            np.concatenate([chunk.emg_t_s, more.emg_t_s]),
-            more.force,
-            more.force_t_s,
-            more.feedback,
-            1,
-        )
-    assert np.array_equal(chunk.emg_uv, [[2000.0, 1000.0]] * 4)
-    assert np.array_equal(chunk.emg_t_s, stamps_s)
-    assert chunk.emg_uv.flags.c_contiguous
-    assert source.read(0.01).emg_uv.shape == (0, 2)
+    values, t_s = [], []
+    while sum(map(len, t_s)) < 4:
+        n = lsl.pull(source.emg, 2.0)
+        values.append(source.emg.values[:n].copy())
+        t_s.append(source.emg.t_s[:n].copy())
+    assert np.array_equal(np.concatenate(values), [[2000.0, 1000.0]] * 4)
+    assert np.array_equal(np.concatenate(t_s), stamps_s)
+    assert lsl.pull(source.emg, 0.01) == 0
+    assert lsl.pull(source.force, 0.01) == 0
+
+
+def test_a_backlog_larger_than_one_pull_comes_in_order_and_whole():
+    stream = lsl.outlet("backlog EMG", "EMG", ("a",), "uV", 2000.0, "backlog")
+    source = lsl.LslSource(wanted("backlog EMG", channels=("a",)), None)
+    assert stream.wait_for_consumers(5)
+    n = lsl.MAX_SAMPLES * 2 + 100
+    stream.push_chunk(np.arange(n, dtype=float).reshape(-1, 1), pylsl.local_clock() + np.arange(n) / 2000)
+    got = []
+    while sum(map(len, got)) < n and (pulled := lsl.pull(source.emg, 2.0)):
+        assert pulled <= lsl.MAX_SAMPLES
+        got.append(source.emg.values[:pulled, 0].copy())
+    assert np.array_equal(np.concatenate(got), np.arange(n))

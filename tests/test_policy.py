@@ -5,24 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller import settings
-from controller.detector import Detection
-from controller.policy import Phase, Policy
+from controller import kernels, policy, settings
+from controller.recording import CYCLE
 from drivers.base import FEEDBACK_ENDED, FEEDBACK_PULSE, FEEDBACK_REFUSED
 
 CONFIG = settings.load(Path(__file__).resolve().parents[1] / "config" / "demo.toml")
 STEP_S = 0.002
 
 
-def detections(emg, force=False):
-    return tuple(Detection(name, active, 1.0, 1.0, 0.0, 0.0, 0.0, "ok") for name, active in (("emg", emg), ("force", force)))
+def seen(now, emg, force=False):
+    rows = np.zeros((2, kernels.N_SEEN))
+    rows[:, kernels.ACTIVE] = emg, force
+    rows[:, kernels.ONSET_S], rows[:, kernels.DECIDED_S] = now - 0.02, now - 0.001
+    return rows
 
 
 class Play:
     """Steps of 2 ms; guard grants (or refuses) at once and ends each train on time."""
 
     def __init__(self, refuse=False, deaf=False):
-        self.policy, self.now, self.refuse, self.deaf = Policy(CONFIG), 100.0, refuse, deaf
+        self.policy, self.now, self.refuse, self.deaf = policy.state(CONFIG), 100.0, refuse, deaf
+        self.cycle = np.zeros(1, CYCLE)
         self.requests, self.ends, self.pending = [], [], []
 
     def run(self, seconds, active):
@@ -30,8 +33,10 @@ class Play:
             self.now += STEP_S
             due = [row for row in self.pending if row[1] <= self.now]
             self.pending = [row for row in self.pending if row[1] > self.now]
-            self.policy.hear(np.array(due).reshape(-1, 3))
-            request = self.policy.ask(self.now, detections(*([active] if isinstance(active, bool) else active)))
+            policy.hear(self.policy, np.array(due, np.float64).reshape(-1, 3))
+            rows = seen(self.now, *([active] if isinstance(active, bool) else active))
+            policy.ask(self.policy, self.now, np.full(2, self.now), rows, self.cycle[0])
+            request = policy.request_of(self.cycle[0])
             if request is None:
                 continue
             self.requests.append((self.now, request))
@@ -90,14 +95,23 @@ def test_refusals_are_not_hammered(how):
 
 def test_samples_near_a_pulse_are_held():
     play = Play().run(0.3, True)
-    assert play.policy.phase is Phase.TRAIN
-    assert play.now + 0.005 <= play.policy.hold_until_s <= play.now + 0.026
+    now = play.policy.policy[0]
+    assert now["phase"] == policy.TRAIN
+    assert play.now + 0.005 <= now["hold_until_s"] <= play.now + 0.026
     play.run(0.4, False)
-    assert play.policy.hold_until_s < play.now
+    assert now["hold_until_s"] < play.now
 
 
 def test_answers_to_others_change_nothing():
     play = Play().run(0.1, True)
-    before = play.policy.phase, play.policy.until_s
-    play.policy.hear(np.array([[FEEDBACK_ENDED, play.now, 99.0], [FEEDBACK_REFUSED, play.now, -1.0]]))
-    assert (play.policy.phase, play.policy.until_s) == before
+    before = play.policy.policy.copy()
+    policy.hear(play.policy, np.array([[FEEDBACK_ENDED, play.now, 99.0], [FEEDBACK_REFUSED, play.now, -1.0]]))
+    assert play.policy.policy == before
+
+
+def test_the_evidence_of_a_request_is_the_sample_that_decided_and_later_the_newest():
+    play = Play().run(1.3, True)
+    evidence = [(t, r.evidence_s) for t, r in play.requests]
+    assert evidence[0][1] == pytest.approx(evidence[0][0] - 0.001)
+    assert len(evidence) >= 2
+    assert all(e == t for t, e in evidence[1:])  # the rule was active before: it still is, by the newest sample

@@ -3,8 +3,10 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from controller import compiled_ring
 from controller.ring import RingReader, RingWriter, create
 
 
@@ -39,6 +41,23 @@ def test_a_writer_never_waits_and_the_reader_counts_what_it_lost(ring):
     assert got[-1] == (1, b"next")
     assert reader.lost + len(got) == 1001
     assert reader.lost > 0
+
+
+def test_compiled_code_writes_the_same_records(ring):
+    writer, reader = ring
+    compiled = compiled_ring.compiled(writer)
+    rng = random.Random(2)
+    for i in range(3000):
+        parts = [np.frombuffer(rng.randbytes(8 * rng.randrange(0, 12))) for _ in range(3)]
+        if i % 3:
+            at = compiled_ring.begin(compiled, i % 7, sum(part.nbytes for part in parts))
+            for part in parts:
+                at = compiled_ring.append(compiled, at, part)
+            compiled_ring.publish(compiled, at)
+        else:
+            writer.put(i % 7, b"".join(part.tobytes() for part in parts))
+        assert list(reader.records()) == [(i % 7, b"".join(part.tobytes() for part in parts))]
+    assert reader.lost == 0
 
 
 def test_a_record_too_large_is_refused(ring):

@@ -53,6 +53,7 @@ BOUNDS = [
     ("realtime", "loop_priority", 0, 97, 1),
     ("realtime", "guard_priority", 0, 98, 1),
     ("realtime", "max_sample_age_ms", 10.0, 250.0, 0.001),
+    ("realtime", "max_lateness_ms", 5.0, 250.0, 0.001),
 ]
 WEAK = {("trains", "current_ma"): 0.5, ("trains", "ramp_up_ms"): 0, ("trains", "taper_ms"): 0, ("trains", "duration_ms"): 50}
 STRONG = {("prescription", "max_current_ma"): 60.0, ("prescription", "max_charge_per_phase_uc"): 30.0}
@@ -391,6 +392,7 @@ def test_guard_view():
         "max_auto_events_1h": 60,
         "arming_expires_ns": 30 * 60 * 1_000_000_000,
         "max_sample_age_ns": 100_000_000,
+        "max_lateness_ns": 50_000_000,
         "driver": "rehamove3",
         "port": "/dev/ttyX",
         "priority": 80,

@@ -25,7 +25,8 @@ from controller.supervisor import (
     Supervisor,
     Train,
     check_prescription,
-    pulse_currents,
+    n_pulses,
+    pulse_current,
 )
 
 TRAIN = Train("peroneal", 1, 20_000, 500, 100, 50_000, 500_000, 50_000, 100_000)
@@ -45,6 +46,7 @@ RX = Prescription(
     max_auto_events_1h=60,
     arming_expires_ns=30 * MINUTE,
     max_sample_age_ns=100 * MS,
+    max_lateness_ns=50 * MS,
     current_step_ua=500,
 )
 
@@ -62,7 +64,7 @@ class Bed:
 
     def do(self, kind, **fields):
         if kind is Kind.HEARTBEAT:
-            fields.setdefault("issued_ns", self.now)
+            fields = {"issued_ns": self.now, "sample_ns": self.now - MS} | fields
         verdict = self.s.step(Event(kind, self.now, **fields))
         self.last = verdict
         if verdict.delivered:
@@ -132,8 +134,8 @@ def test_a_train_is_what_was_prescribed():
 
 def test_ramp_and_taper_never_exceed_and_never_go_below_one_step():
     for current in range(500, 20_001, 500):
-        currents = pulse_currents(TRAIN, current, 500_000, 500)
-        assert len(currents) == 25
+        assert n_pulses(TRAIN, 500_000) == 25
+        currents = [pulse_current(TRAIN, k, current, 500_000, 500) for k in range(25)]
         assert all(500 <= c <= current and c % 500 == 0 for c in currents)
 
 
@@ -269,16 +271,80 @@ def test_a_silent_loop_does_not_end_a_persons_train():
 
 
 @pytest.mark.parametrize(("age_ns", "leaves"), [(0, True), (MAX_TRIGGER_AGE_NS, True), (MAX_TRIGGER_AGE_NS + 1, False), (-1, False)])
-def test_old_triggers_are_dropped(age_ns, leaves):
-    for how in ("request", "press"):
-        bed = Bed().armed()
-        assert getattr(bed, how)(issued_ns=bed.now - age_ns).delivered is leaves
-
-
-@pytest.mark.parametrize(("age_ns", "leaves"), [(100 * MS, True), (100 * MS + 1, False), (-251 * MS, False)])
-def test_stale_samples_never_stimulate(age_ns, leaves):
+def test_a_persons_old_triggers_are_dropped(age_ns, leaves):
     bed = Bed().armed()
-    assert bed.request(sample_ns=bed.now - age_ns).delivered is leaves
+    assert bed.press(issued_ns=bed.now - age_ns).delivered is leaves
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "why"), [(0, ""), (50 * MS, ""), (50 * MS + 1, "51 ms late (at most 50)"), (-1, "late"), (S, "1000 ms late")]
+)
+def test_requests_that_come_late_are_dropped(age_ns, why):
+    bed = Bed().armed()
+    verdict = bed.request(issued_ns=bed.now - age_ns)
+    assert verdict.delivered is not bool(why)
+    assert why in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "why"), [(100 * MS, ""), (100 * MS + 1, "deciding sample is 101 ms old (at most 100)"), (-251 * MS, "deciding sample")]
+)
+def test_stale_samples_never_stimulate(age_ns, why):
+    bed = Bed().armed()
+    verdict = bed.request(sample_ns=bed.now - age_ns)
+    assert verdict.delivered is not bool(why)
+    assert why in verdict.reasons[0]
+
+
+def test_data_that_turn_stale_end_the_train_and_are_told_once():
+    bed = Bed().armed()
+    bed.request()
+    bed.run(60 * MS)
+    n = len(bed.pulses)
+    words = "data stale: newest sample is 101 ms old (at most 100)"
+    verdict = bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 100 * MS - 1)
+    assert verdict.reasons == (words,)
+    assert bed.s.state is SafetyState.ARMED
+    assert bed.s.stale == words
+    assert not bed.s.data_ok
+    verdict = bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 200 * MS)
+    assert verdict.reasons == ()
+    assert "newest sample is 200 ms old" in bed.s.stale
+    assert bed.do(Kind.HEARTBEAT, ok=True, sample_ns=0).reasons == ()  # no stamp does not make it fresh
+    bed.now += 4 * S
+    bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 150 * MS)
+    assert "data stale: newest sample is 150 ms old (at most 100)" in bed.request().reasons[0]
+    assert bed.do(Kind.HEARTBEAT, ok=True).reasons == ("data fresh again",)
+    assert bed.do(Kind.HEARTBEAT, ok=True).reasons == ()
+    assert len(bed.pulses) == n
+    assert bed.request().delivered
+
+
+def test_age_counts_at_the_time_of_the_heartbeat_not_when_guard_hears_it():
+    bed = Bed().armed()
+    sample = bed.now
+    bed.now += 150 * MS
+    bed.do(Kind.HEARTBEAT, ok=True, issued_ns=sample + 100 * MS, sample_ns=sample)
+    assert bed.s.data_ok
+    bed.do(Kind.HEARTBEAT, ok=True, issued_ns=sample + 101 * MS, sample_ns=sample)
+    assert not bed.s.data_ok
+
+
+@pytest.mark.parametrize("sample_ns", [0, -1, 1, 10**30])
+def test_a_heartbeat_without_a_believable_stamp_has_no_data(sample_ns):
+    bed = Bed().armed()
+    assert not bed.do(Kind.HEARTBEAT, ok=True, sample_ns=sample_ns).delivered
+    assert not bed.s.data_ok
+    assert not bed.request().delivered
+
+
+def test_a_new_loop_begins_without_the_old_ones_stale_data():
+    for how in (Kind.LOOP_LOST, Kind.LOOP_JOINED):
+        bed = Bed().armed()
+        bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - S)
+        bed.do(how)
+        assert not bed.s.stale
+        assert not bed.s.data_ok
 
 
 def test_a_request_counts_once():
@@ -329,6 +395,9 @@ def test_requests_outside_the_prescription_are_refused(wrong):
         ({"refractory_ns": S - 1}, "refractory_ns"),
         ({"max_on_time_60s_ns": 20 * S + 1}, "max_on_time_60s_ns"),
         ({"max_auto_events_1h": 61}, "max_auto_events_1h"),
+        ({"max_lateness_ns": 250 * MS + 1}, "max_lateness_ns"),
+        ({"max_lateness_ns": 0}, "max_lateness_ns"),
+        ({"max_lateness_ns": 50.0}, "max_lateness_ns"),
         ({"trains": (replace(TRAIN, current_ua=20_500),)}, "current_ua"),
         ({"trains": (replace(TRAIN, current_ua=19_700),)}, "multiple"),
         ({"trains": (replace(TRAIN, phase_width_us=1001),)}, "phase_width_us"),
@@ -488,12 +557,54 @@ def test_disarm_takes_an_arming_under_way_back():
     assert (verdict.output, verdict.state) == (Output.STOP, SafetyState.IDLE)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 20, 500, 1000, 2500, 6000, 20_000, 60_000, 301_000]),
+            st.sampled_from([20, 100, 480, 500]),
+            st.sampled_from([10, 40, 600]),
+            st.booleans(),
+        ),
+        max_size=40,
+    )
+)
+def test_the_dose_is_counted_as_one_would_by_hand(steps):
+    rx = replace(RX, refractory_ns=S, max_on_time_60s_ns=2 * S, max_duty_5min_ns=3 * S, max_events_10min=6, max_auto_events_1h=8)
+    bed, trains, events = Bed(rx).armed(), [], []
+
+    def on_time(since):
+        return sum(max(0, end - max(start, since)) for start, end in trains)
+
+    for wait, duration_ms, cut_ms, by_person in steps:
+        bed.now += wait * MS
+        bed.do(Kind.HEARTBEAT, ok=True)
+        bed.do(Kind.ARM, ok=True)  # a person is there: the count of automatic events begins anew
+        now, duration = bed.now, duration_ms * MS
+        expected = {
+            "2 s of stimulation in 60 s": on_time(now + duration - MINUTE) + duration > 2 * S,
+            "3 s of stimulation in 5 min": on_time(now + duration - 5 * MINUTE) + duration > 3 * S,
+            "6 events in 10 min": sum(start > now - 10 * MINUTE for start in events) >= 6,
+            "refractory": bool(trains) and now - trains[-1][1] < S,
+        }
+        verdict = bed.press(duration_us=duration // 1000) if by_person else bed.request(duration_us=duration // 1000)
+        assert verdict.delivered is not any(expected.values())
+        assert {words for words in expected if any(words in reason for reason in verdict.reasons)} == {w for w in expected if expected[w]}
+        if verdict.delivered:
+            bed.run(cut_ms * MS)
+            if cut_ms < duration_ms:  # disarmed half-way: only what was given counts
+                bed.do(Kind.DISARM)
+            events.append(now)
+            trains.append((now, min(bed.now, now + duration)))
+    assert bed.s.on_time_total_ns == on_time(0)
+
+
 # --- whatever comes in ------------------------------------------------------------------------------------------------------------
 EVENTS = st.builds(
     dict,
     kind=st.sampled_from([*Kind, *[Kind.REQUEST, Kind.TRIGGER, Kind.HEARTBEAT, Kind.TICK, Kind.ACK] * 3, Kind.ARM, Kind.READY]),
     wait=st.sampled_from([0, 1, 5, 20, 100, 121, 500, 3000, 30_000]),
-    age=st.sampled_from([0, 1, 100, 250, 251, -5]),
+    age=st.sampled_from([0, 0, 1, 50, 51, 100, 101, 250, 251, -5]),
     number=st.one_of(st.none(), st.integers(-5, 500)),
     event_id=st.integers(-1, 4),
     train=st.integers(-1, 2),
@@ -542,7 +653,8 @@ def test_nothing_outside_the_rules_ever_leaves(steps):
             assert verdict.current_ua % 500 == 0
             if pulses:
                 assert now - pulses[-1] >= HARD.min_pulse_spacing_ns - TRAIN.pulse_ns
-            if event.kind in (Kind.REQUEST, Kind.TRIGGER):
+            if event.kind in (Kind.REQUEST, Kind.TRIGGER) and not verdict.refused:
+                assert 0 <= step["age"] <= (50 if event.kind is Kind.REQUEST else 250)
                 if trains:
                     assert now - pulses[-1] >= 120 * MS
                 trains.append(now)

@@ -1,23 +1,30 @@
 """Signals from the Lab Streaming Layer: found by name, compared with the settings before the start, pulled without waiting for blocks.
 
-May be imported by whoever composes a live loop; never by guard. One inlet blocks (EMG where there is EMG), the other is drained, so a
-step runs as soon as the first sample of a block is here (latency notes: `min_samples=1`; waiting for a full chunk costs 260-300 ms).
+May be imported by whoever composes a live loop; never by guard. Finding and comparing is Python; `pull`, which the loop calls for every
+block, is compiled and goes to liblsl's C functions directly. It waits for one sample and takes what else is there, so a step runs as soon
+as the first sample of a block is here (latency notes: waiting for a full chunk costs 260-300 ms).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pylsl
+from numba import njit, types
+from pylsl.lib import lib as liblsl
 
-from drivers.base import Chunk, DeviceMismatchError, DeviceNotFoundError
+from drivers import native
+from drivers.base import DeviceMismatchError, DeviceNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 RESOLVE_S = 5.0
@@ -28,7 +35,12 @@ TO_UV = {"uv": 1.0, "µv": 1.0, "microvolts": 1.0, "microvolt": 1.0, "mv": 1e3, 
 _OWN_CONFIG = (os.environ.get("LSLAPICFG"), "lsl_api.cfg", "~/lsl_api/lsl_api.cfg", "/etc/lsl_api/lsl_api.cfg")
 if not any(path and Path(path).expanduser().is_file() for path in _OWN_CONFIG):
     pylsl.set_config_content("[log]\nlevel = -1\n")  # warnings and worse; whoever has a configuration keeps it
-NO_FEEDBACK = np.zeros((0, 3))
+
+native.load_library(liblsl._name)
+_pull_chunk: Any = types.ExternalFunction(
+    "lsl_pull_chunk_d",
+    types.uintp(types.uintp, types.uintp, types.uintp, types.uintp, types.uintp, types.float64, types.uintp),
+)
 
 
 class Wanted(Protocol):
@@ -152,38 +164,89 @@ def outlet(name: str, kind: str, channels: tuple[str, ...], unit: str, rate_hz: 
     return pylsl.StreamOutlet(info)
 
 
-class _Inlet:
-    def __init__(self, wanted: Wanted, timeout_s: float) -> None:
-        found, info = find(wanted, timeout_s)
-        labels = [label for label, _ in channel_words(info)]
-        self.columns = [labels.index(name) if any(labels) else i for i, name in enumerate(wanted.channels)]
-        self.all_columns = self.columns == list(range(info.channel_count()))
-        self.scale = TO_UV.get(wanted.unit.strip().lower(), 1.0)
-        # stamps of another host are on its clock; on one host there is nothing to correct
-        flags = pylsl.proc_none if info.hostname() == socket.gethostname() else pylsl.proc_clocksync
-        self.inlet = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=True, processing_flags=flags, as_numpy=True)
-        try:
-            self.inlet.open_stream(timeout_s)
-        except (pylsl.LostError, pylsl.util.TimeoutError) as error:
-            raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} cannot be opened: {error}") from None
+class Inlet(NamedTuple):
+    """An open LSL inlet and the room for what one pull brings, for compiled code.
 
-    def pull(self, timeout_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        values, stamps_s = self.inlet.pull_chunk(timeout_s, MAX_SAMPLES, min_samples=1 if timeout_s else None)
-        if not self.all_columns:
-            values = values[:, self.columns]
-        values = np.ascontiguousarray(values, np.float64)
-        if self.scale != 1.0:
-            values *= self.scale
-        return values, stamps_s
+    Attributes
+    ----------
+    handle : int
+        liblsl's own; 0 = there is no such signal.
+    columns : (n_channels,) int64
+        Which of the stream's channels the settings name, in their order.
+    scale : float
+        From the stream's unit to the settings'.
+    raw : (MAX_SAMPLES, channels of the stream) float64
+    values : (MAX_SAMPLES, n_channels) float64; t_s : (MAX_SAMPLES,) float64
+    error : (1,) int32
+        liblsl's code of the last pull; below 0 = the stream is lost for good.
+    """
+
+    handle: int
+    columns: NDArray[np.int64]
+    scale: float
+    raw: NDArray[np.float64]
+    values: NDArray[np.float64]
+    t_s: NDArray[np.float64]
+    error: NDArray[np.int32]
+
+
+def inlet(handle: int, columns: Sequence[int], scale: float, n_raw: int) -> Inlet:
+    """Make the room for one inlet's pulls."""
+    n = len(columns)
+    room = np.zeros((MAX_SAMPLES, n_raw)), np.zeros((MAX_SAMPLES, n)), np.zeros(MAX_SAMPLES)
+    return Inlet(handle, np.array(columns, np.int64).reshape(n), scale, *room, np.zeros(1, np.int32))
+
+
+NO_INLET = inlet(0, (), 1.0, 0)
+
+
+@njit(cache=True, nogil=True)
+def pull(inlet, timeout_s):
+    """Wait at most `timeout_s` for the first sample, then take all there is, into `values` and `t_s`; returns the number of samples."""
+    n_raw = inlet.raw.shape[1]
+    if inlet.handle == 0:
+        return 0
+    raw, t_s, error = inlet.raw.ctypes.data, inlet.t_s.ctypes.data, inlet.error.ctypes.data
+    n = 0
+    if timeout_s > 0.0:
+        n = np.int64(_pull_chunk(inlet.handle, raw, t_s, n_raw, 1, timeout_s, error)) // n_raw
+        if n == 0:
+            return 0
+    room = inlet.t_s.size - n
+    n += np.int64(_pull_chunk(inlet.handle, raw + 8 * n * n_raw, t_s + 8 * n, room * n_raw, room, 0.0, error)) // n_raw
+    for k in range(n):
+        for ch in range(inlet.columns.size):
+            inlet.values[k, ch] = inlet.raw[k, inlet.columns[ch]] * inlet.scale
+    return n
+
+
+def _open(wanted: Wanted, timeout_s: float) -> tuple[pylsl.StreamInlet, Inlet]:
+    found, info = find(wanted, timeout_s)
+    labels = [label for label, _ in channel_words(info)]
+    columns = [labels.index(name) if any(labels) else i for i, name in enumerate(wanted.channels)]
+    # stamps of another host are on its clock; on one host there is nothing to correct
+    flags = pylsl.proc_none if info.hostname() == socket.gethostname() else pylsl.proc_clocksync
+    stream = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=True, processing_flags=flags)
+    try:
+        stream.open_stream(timeout_s)
+    except (pylsl.LostError, pylsl.util.TimeoutError) as error:
+        raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} cannot be opened: {error}") from None
+    handle = ctypes.cast(stream.obj, ctypes.c_void_p).value or 0
+    return stream, inlet(handle, columns, TO_UV.get(wanted.unit.strip().lower(), 1.0), info.channel_count())
 
 
 class LslSource:
-    """EMG and force from LSL as chunks.
+    """The inlets of EMG and force; they live as long as this does.
 
     Parameters
     ----------
     emg, force : Wanted or None
         What the settings say; None = there is no such signal.
+
+    Attributes
+    ----------
+    emg, force : Inlet
+        `NO_INLET` where there is no such signal.
 
     Raises
     ------
@@ -192,27 +255,16 @@ class LslSource:
     """
 
     def __init__(self, emg: Wanted | None, force: Wanted | None, timeout_s: float = RESOLVE_S) -> None:
-        self.emg: _Inlet | None = None
-        self.force: _Inlet | None = None
-        self.n_emg = len(emg.channels) if emg else 0
-        self.n_force = len(force.channels) if force else 0
+        opened = {"emg": (None, NO_INLET), "force": (None, NO_INLET)}
         wrong = []
-        for name, wanted in (("emg", emg), ("force", force)):
-            if wanted is None:
-                continue
+        with ThreadPoolExecutor(2) as pool:  # each looks for a second or more
+            looking = {name: pool.submit(_open, wanted, timeout_s) for name, wanted in (("emg", emg), ("force", force)) if wanted}
+        for name, result in looking.items():
             try:
-                setattr(self, name, _Inlet(wanted, timeout_s))
+                opened[name] = result.result()
             except (DeviceNotFoundError, DeviceMismatchError) as error:
                 wrong.append(f"[{name}] {error}")
         if wrong:
             raise DeviceMismatchError("\n".join(wrong))
-
-    def read(self, timeout_s: float, feedback: NDArray[np.float64] = NO_FEEDBACK) -> Chunk:
-        """Wait at most `timeout_s` for the first sample, then take all there is; no sample = an empty chunk."""
-        emg, emg_t_s = np.zeros((0, self.n_emg)), np.zeros(0)
-        force, force_t_s = np.zeros((0, self.n_force)), np.zeros(0)
-        if self.emg:
-            emg, emg_t_s = self.emg.pull(timeout_s)
-        if self.force:
-            force, force_t_s = self.force.pull(0.0 if self.emg else timeout_s)
-        return Chunk(emg, emg_t_s, force, force_t_s, feedback, time.monotonic_ns())
+        self._streams = [stream for stream, _ in opened.values()]
+        self.emg, self.force = opened["emg"][1], opened["force"][1]
