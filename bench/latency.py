@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import environment, fast_clinic, job, judge, picture, stages
 from bench.contenders import CONTENDERS, Rig, Skip, Source, floors
+from controller import recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -90,21 +91,26 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
             sleep(SETTLE_S)
             before = running.stamps.count
             played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
-            matched = judge.match(played["t0_ns"], running.stamps.since(before), job.DROPPED)
+            sleep(SETTLE_S)  # for those who are behind
+            answers_ns = running.stamps.since(before)
+            matched = judge.match(played["t0_ns"], answers_ns, job.DROPPED)
+            behind = judge.behind(matched, played["t0_ns"], answers_ns)
             got = {
-                "latency_us": matched.latency_us,
-                "misses": matched.misses,
+                "latency_us": [None] * events if behind else matched.latency_us,
+                "misses": events if behind else matched.misses,
+                "behind": behind,
                 "extras": matched.extras,
-                "answers": running.stamps.count - before,
+                "answers": len(answers_ns),
                 "source_late_us": judge.figures([ns / 1000 for ns in played["late_ns"]]),
                 "scheduling": {name: environment.scheduling(pid) for name, pid in running.processes.items()},
                 "facts": running.facts(),
             }
             if cell.load:
                 got["floor_us"] = floors(rig, events, timer_only=True)["timer"]
-            answers_ns = running.stamps.since(before)
-        if session := got["facts"].get("session"):
-            got["stages_us"] = stages.stages(Path(session), played["t0_ns"][job.DROPPED :], answers_ns)
+        if folder := got["facts"].get("session"):
+            session = recording.load(Path(folder))
+            got["refused"] = stages.refusals(session)
+            got["stages_us"] = stages.stages(session, played["t0_ns"][job.DROPPED :], answers_ns)
         return got
     except Skip as why:
         return {"skipped": str(why)}
@@ -142,8 +148,11 @@ def said(row: dict[str, Any]) -> str:
     """One start in words."""
     if "skipped" in row:
         return f"skipped, {row['skipped']}"
+    if row.get("behind"):
+        return "fell behind the source: its answers cannot be told apart"
     got = judge.figures(row["latency_us"])
     misses = f", {row['misses']} missed" if row.get("misses") else ""
+    misses += "".join(f" (guard {why}: {n})" for why, n in row.get("refused", {}).items())
     return f"p50 {got['p50']:.0f} us, p95 {got['p95']:.0f} us{misses}"
 
 
@@ -159,12 +168,12 @@ def pooled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         together.setdefault(Cell(row["contender"], row["chunk"], row["load"]), []).append(row)
     out = []
-    for cell, parts in sorted(together.items(), key=lambda item: (item[0].load, item[0].chunk)):
+    for cell, parts in together.items():
         latency_us = [us for part in parts for us in part.get("latency_us", [])]
         counts = Counter({key: sum(part.get(key, 0) for part in parts) for key in ("misses", "extras")})
         skipped = next((part["skipped"] for part in parts if "skipped" in part), None)
         out.append(cell._asdict() | {"n": len(latency_us), **counts, "skipped": skipped, **judge.figures(latency_us)})
-    return out
+    return sorted(out, key=lambda row: (row["load"], row["chunk"], row["p50"]))
 
 
 def table(figures: Sequence[dict[str, Any]]) -> str:

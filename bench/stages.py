@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from controller import recording
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from controller import recording
 
 NAMES = ("pulled", "decided", "guard heard", "at the port")
 
 
-def stages(session: Path, t0_ns: Sequence[int], answers_ns: Sequence[int]) -> dict[str, list[float]]:
+def refusals(session: recording.Session) -> dict[str, int]:
+    """What guard refused, and how often: after each the policy rests for half a second, in which events go unanswered."""
+    return dict(Counter("; ".join(row["verdict"]["reasons"]) for row in session.guard() if row.get("verdict", {}).get("refused")))
+
+
+def stages(session: recording.Session, t0_ns: Sequence[int], answers_ns: Sequence[int]) -> dict[str, list[float]]:
     """For each event that a first pulse answered, µs from one moment to the next.
 
     The moments: source pushed, loop's pull returned, loop decided, guard took the request up, sink read the pulse.
     """
-    got = recording.load(session)
-    pulled_ns = {cycle.numbers["request"]: cycle.numbers["received_ns"] for _, cycle in got.cycles() if cycle.numbers["request"]}
-    events = [row["event"] for row in got.guard() if row.get("written_ns") and row["event"]["kind"] == "request"]
+    pulled_ns = {cycle.numbers["request"]: cycle.numbers["received_ns"] for _, cycle in session.cycles() if cycle.numbers["request"]}
+    events = [row["event"] for row in session.guard() if row.get("written_ns") and row["event"]["kind"] == "request"]
     heard_ns = np.array([event["now_ns"] for event in events], np.int64)
     t0, answers = np.asarray(t0_ns, np.int64), np.asarray(answers_ns, np.int64)
     out: dict[str, list[float]] = {name: [] for name in NAMES}
