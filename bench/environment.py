@@ -16,7 +16,8 @@ from typing import Any
 
 from bench.job import ROOT
 
-PACKAGES = ("numpy", "scipy", "numba", "pylsl", "ezmsg", "mne-lsl", "timeflux")
+PACKAGES = ("numpy", "scipy", "numba", "pylsl")
+PEERS = re.compile(r"^(ezmsg|ezmsg-lsl|ezmsg-sigproc|mne[-_]lsl|timeflux|pylsl)==(\S+)", re.MULTILINE)
 
 
 def environment() -> dict[str, Any]:
@@ -36,9 +37,15 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "liblsl": pylsl.library_version() / 100,
         "packages": {name: got for name in PACKAGES if (got := _version(name))},
+        "peers": peers(),
         "load_average": os.getloadavg(),
         "commit": commit(),
     }
+
+
+def peers() -> dict[str, dict[str, str]]:
+    """Versions that the contenders' environments are pinned to."""
+    return {path.stem: dict(PEERS.findall(path.read_text())) for path in sorted((ROOT / "bench" / "peers").glob("*.txt"))}
 
 
 def alone() -> bool:

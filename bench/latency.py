@@ -258,8 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     siege = args.siege or (args.gate and not args.quick and not args.only)
     alone = environment.alone()
     if not alone:
-        tell("another bench runs on this machine: each disturbs the other, and neither's figures are worth much")
+        words = "another bench runs on this machine: each disturbs the other, and neither's figures are worth much"
+        tell(words)
         if args.gate:
+            if args.json == "-":
+                print(json.dumps({"ok": False, "error": words}))
             return 2
     place, stolen_ms = environment.environment(), environment.stolen_ms()
     if args.keep:
