@@ -87,7 +87,7 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
         with CONTENDERS[cell.contender](rig) as running, under(cell.load):
             sleep(SETTLE_S)
             before = running.stamps.count
-            played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
+            played = source.play(cell.chunk, events + job.DROPPED, job.events_hz(cell.chunk), seed, flood)
             matched = judge.match(played["t0_ns"], running.stamps.since(before), job.DROPPED)
             got = {
                 "latency_us": matched.latency_us,
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "job": {
             "channels": len(job.CHANNELS),
             "rate_hz": job.RATE_HZ,
-            "events_hz": job.EVENTS_HZ,
+            "events_hz": {chunk: job.events_hz(chunk) for chunk in chunks},
             "burst_uv": job.BURST_UV,
             "noise_uv": job.NOISE_UV,
             "dropped_per_start": job.DROPPED,
