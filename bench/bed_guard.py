@@ -1,4 +1,4 @@
-"""The bench's guard: `controller.guard` on the fast clinic's clock, with the pipe for a stimulator. Started by `bench.bed`."""
+"""The bench's guard: `controller.guard` on the fast clinic's clock, whose stimulator may be a named pipe. Started by `bench.bed`."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from drivers import stimulators
 
 if __name__ == "__main__":
     fast_clinic.hurry_guard()
-    stimulators.STIMULATORS["rehamove3"] = ("bench.pipe_stimulator", "PipeStimulator")
+    stimulators.STIMULATORS["rehamove3"] = ("bench.pipe_stimulator", "stimulator")
     sys.exit(guard.main())

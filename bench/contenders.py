@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bench import fast_clinic, job
 from bench.judge import match
 from bench.native import HEAD_BEATS, HEAD_READY, Stamps
@@ -42,9 +44,29 @@ class Skip(Exception):  # noqa: N818 - no error: said by name, and the others go
 class Running:
     """A contender at work."""
 
-    stamps: Stamps
+    stamps: Stamps | LoggedStamps
     processes: dict[str, int]  # name -> pid
     facts: Callable[[], dict[str, Any]] = dict
+
+
+class LoggedStamps:
+    """When the virtual stimulator had read each pulse, from its log."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    def _all(self) -> list[int]:
+        rows = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return [row["received_ns"] for row in rows if "pulse_ns" in row]
+
+    @property
+    def count(self) -> int:
+        """How many there are so far."""
+        return len(self._all())
+
+    def since(self, count: int) -> np.ndarray:
+        """All but the first `count`."""
+        return np.array(self._all()[count:], np.int64)
 
 
 @dataclass
@@ -75,21 +97,21 @@ class Rig:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(job.ROOT), os.environ.get("PYTHONPATH", "")))),
             fast_clinic.PLANT_MS: str(self.plant_ms),
         }
-        self.config = self.write_settings(settings.load(job.CONFIG))
+        self.config = self.write_settings(settings.load(job.CONFIG), str(self.pipe))
         command = [sys.executable, "-m", "bench.native", "pipe", "--pipe", self.pipe]
         self.sink = self.start("sink", command, ("--stamps", self.stamps.fd))
         wait_until(lambda: self.stamps.head[HEAD_READY], self.sink, "the sink")
 
-    def write_settings(self, config: Any) -> Path:
-        """config/bench.toml with this run's stream, pipe and folder."""
+    def write_settings(self, config: Any, port: str) -> Path:
+        """config/bench.toml with this run's stream and folder, and a port."""
         changed = config.model_copy(
             update={
                 "emg": config.emg.model_copy(update={"source_id": self.source_id}),
-                "stimulator": config.stimulator.model_copy(update={"port": str(self.pipe)}),
+                "stimulator": config.stimulator.model_copy(update={"port": port}),
                 "session": config.session.model_copy(update={"folder": str(self.folder / "sessions")}),
             }
         )
-        path = self.folder / "bench.toml"
+        path = self.folder / f"{Path(port).name}.toml"
         path.write_text(changed.to_toml())
         return path
 
@@ -148,9 +170,9 @@ def end(process: subprocess.Popen[str], gently_s: float = 0.0) -> None:
 
 
 @contextmanager
-def calmloop(rig: Rig) -> Iterator[Running]:
+def calmloop(rig: Rig, config: Path | None = None, stamps: LoggedStamps | None = None) -> Iterator[Running]:
     """The real daemon with guard and loop, everything on; ready when armed for automatic stimulation."""
-    process = rig.start("calmloop", [sys.executable, "-m", "bench.bed", rig.config, "--bed", BED], stdin=subprocess.PIPE)
+    process = rig.start("calmloop", [sys.executable, "-m", "bench.bed", config or rig.config, "--bed", BED], stdin=subprocess.PIPE)
     try:
         status: dict[str, Any] = {}
 
@@ -172,11 +194,28 @@ def calmloop(rig: Rig) -> Iterator[Running]:
                 key: report.get(key) for key in ("session", "trains", "refusals", "records_lost", "realtime", "recording_bytes")
             }
 
-        yield Running(rig.stamps, {"daemon": process.pid, **status["children"]}, facts)
+        yield Running(stamps or rig.stamps, {"daemon": process.pid, **status["children"]}, facts)
     finally:
         if process.stdin:
             process.stdin.close()
         end(process, 10.0)
+
+
+@contextmanager
+def calmloop_pty(rig: Rig) -> Iterator[Running]:
+    """The same with the real driver and the virtual RehaMove3 on a pty: shows that it works; a pty's tails are the kernel's."""
+    log = rig.folder / f"{rig.started:03d}-stimulator.jsonl"
+    command = [sys.executable, "-m", "drivers.simulated.virtual_sciencemode", "--log", log, "--lifeline"]
+    twin = rig.start("virtual stimulator", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert twin.stdout
+        port = json.loads(twin.stdout.readline())["port"]
+        config = rig.write_settings(settings.load(job.CONFIG), port)
+        with calmloop(rig, config, LoggedStamps(log)) as running:
+            running.processes["stimulator"] = twin.pid
+            yield running
+    finally:
+        end(twin)
 
 
 @contextmanager
@@ -275,6 +314,7 @@ def program(rig: Rig, name: str, command: Sequence[object]) -> Iterator[Running]
 
 CONTENDERS: dict[str, Callable[[Rig], Any]] = {
     "calmloop": calmloop,
+    "calmloop pty": calmloop_pty,
     "loop": loop_alone,
     "all C": all_c,
     "ezmsg": peer("ezmsg"),

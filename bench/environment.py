@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,6 +39,23 @@ def environment() -> dict[str, Any]:
         "load_average": os.getloadavg(),
         "commit": commit(),
     }
+
+
+def alone() -> bool:
+    """Whether no other bench runs on this machine; from now on others are told that we do."""
+    lock = os.open(Path(tempfile.gettempdir()) / "calmloop-bench.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    return True  # held until this process ends
+
+
+def stolen_ms() -> float:
+    """What the hypervisor has taken from all CPUs since the machine started."""
+    ticks = int(Path("/proc/stat").read_text().split()[8])
+    return 1000.0 * ticks / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> str:

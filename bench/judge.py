@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,20 @@ def match(t0_ns: Sequence[int], stamps_ns: Sequence[int], drop: int = 0) -> Matc
     last = np.append(first, len(stamps))[1:]
     latency_us = [round((int(stamps[i]) - int(at)) / 1000, 1) if i < j else None for at, i, j in zip(t0, first, last, strict=True)]
     return Matched(latency_us, len(stamps) - len(t0) + latency_us.count(None))
+
+
+def behind(matched: Matched, t0_ns: Sequence[int], stamps_ns: Sequence[int]) -> bool:
+    """Whether answers may belong to earlier events than they are matched with: a contender that does not keep up.
+
+    Nothing in a byte says which event it answers. Signs: a median above a quarter of the interval, or answers that still come when the
+    last event is long over.
+    """
+    t0, stamps = np.asarray(t0_ns, np.int64), np.asarray(stamps_ns, np.int64)
+    if len(t0) < 2:
+        return False
+    gaps_ns = np.diff(t0)
+    late = int((stamps > t0[-1] + gaps_ns.max()).sum())
+    return late > 1 or bool(figures(matched.latency_us)["p50"] * 1000 > np.median(gaps_ns) / 4)
 
 
 def figures(latency_us: Sequence[float | None]) -> dict[str, float]:
@@ -105,13 +120,17 @@ def _judge(row: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Judged:
         if not rounds:
             return Judged(goal, None, row["limit"], "not measured", why_not(cells, name, chunk, at))
     common = sorted(set(of) & set(against))
-    if not common:
-        return Judged(goal, None, row["limit"], "not measured", "no round has both")
+    if metric not in POOLED:  # a round in which the other side did not work is no yardstick
+        common = [i for i in common if isfinite(figures(against[i])[metric])]
+    if len(common) * 2 <= len(against):
+        return Judged(goal, None, row["limit"], "not measured", f"only {len(common)} of {len(against)} rounds of {row['against']} compare")
     a, b = [of[i] for i in common], [against[i] for i in common]
     fewest = min(sum(map(len, a)), sum(map(len, b)))
     if metric in POOLED and fewest < MIN_POOLED:
         return Judged(goal, None, row["limit"], "not measured", f"{fewest} events pooled, {metric} needs {MIN_POOLED}")
-    value = ratio(metric, a, b)  # infinite or NaN where events were missed: not met
+    if metric in POOLED and not isfinite(figures([us for part in b for us in part])[metric]):
+        return Judged(goal, None, row["limit"], "not measured", f"{row['against']} missed too many events")
+    value = ratio(metric, a, b)  # infinite where we missed events: not met
     return Judged(goal, round(value, 4), row["limit"], "met" if value <= row["limit"] else "missed")
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import tempfile
@@ -25,8 +26,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import environment, fast_clinic, job, judge, picture
+from bench import environment, fast_clinic, job, judge, picture, stages
 from bench.contenders import CONTENDERS, Rig, Skip, Source, floors
+from controller import recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ RESULTS = Path(__file__).with_name("results")
 LOADS = ("cpu", "disk", "flood", "browser")
 FLOOD = 10  # times the samples that the source declares
 QUICK = ("calmloop", "loop", "all C")
+FULL = tuple(name for name in CONTENDERS if name != "calmloop pty")
 FLOOR_EVENTS = 1000
 SETTLE_S = 0.3
 
@@ -88,19 +91,27 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
             sleep(SETTLE_S)
             before = running.stamps.count
             played = source.play(cell.chunk, events + job.DROPPED, job.events_hz(cell.chunk), seed, flood)
-            matched = judge.match(played["t0_ns"], running.stamps.since(before), job.DROPPED)
+            sleep(SETTLE_S)  # for those who are behind
+            answers_ns = running.stamps.since(before)
+            matched = judge.match(played["t0_ns"], answers_ns, job.DROPPED)
+            behind = judge.behind(matched, played["t0_ns"], answers_ns)
             got = {
-                "latency_us": matched.latency_us,
-                "misses": matched.misses,
+                "latency_us": [None] * events if behind else matched.latency_us,
+                "misses": events if behind else matched.misses,
+                "behind": behind,
                 "extras": matched.extras,
-                "answers": running.stamps.count - before,
+                "answers": len(answers_ns),
                 "source_late_us": judge.figures([ns / 1000 for ns in played["late_ns"]]),
                 "scheduling": {name: environment.scheduling(pid) for name, pid in running.processes.items()},
                 "facts": running.facts(),
             }
             if cell.load:
                 got["floor_us"] = floors(rig, events, timer_only=True)["timer"]
-            return got
+        if folder := got["facts"].get("session"):
+            session = recording.load(Path(folder))
+            got["refused"] = stages.refusals(session)
+            got["stages_us"] = stages.stages(session, played["t0_ns"][job.DROPPED :], answers_ns)
+        return got
     except Skip as why:
         return {"skipped": str(why)}
     finally:
@@ -137,8 +148,11 @@ def said(row: dict[str, Any]) -> str:
     """One start in words."""
     if "skipped" in row:
         return f"skipped, {row['skipped']}"
+    if row.get("behind"):
+        return "fell behind the source: its answers cannot be told apart"
     got = judge.figures(row["latency_us"])
     misses = f", {row['misses']} missed" if row.get("misses") else ""
+    misses += "".join(f" (guard {why}: {n})" for why, n in row.get("refused", {}).items())
     return f"p50 {got['p50']:.0f} us, p95 {got['p95']:.0f} us{misses}"
 
 
@@ -154,12 +168,12 @@ def pooled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         together.setdefault(Cell(row["contender"], row["chunk"], row["load"]), []).append(row)
     out = []
-    for cell, parts in sorted(together.items(), key=lambda item: (item[0].load, item[0].chunk)):
+    for cell, parts in together.items():
         latency_us = [us for part in parts for us in part.get("latency_us", [])]
         counts = Counter({key: sum(part.get(key, 0) for part in parts) for key in ("misses", "extras")})
         skipped = next((part["skipped"] for part in parts if "skipped" in part), None)
         out.append(cell._asdict() | {"n": len(latency_us), **counts, "skipped": skipped, **judge.figures(latency_us)})
-    return out
+    return sorted(out, key=lambda row: (row["load"], row["chunk"], row["p50"]))
 
 
 def table(figures: Sequence[dict[str, Any]]) -> str:
@@ -180,6 +194,20 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def stage_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Where calmloop's time goes, medians and p95 in µs."""
+    lines = ["", f"{'stages of calmloop, p50 (p95)':<32}" + "".join(f"{name:>18}" for name in stages.NAMES)]
+    together: dict[Cell, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "stages_us" in row:
+            together.setdefault(Cell(row["contender"], row["chunk"], row["load"]), []).append(row["stages_us"])
+    for cell, parts in sorted(together.items(), key=lambda item: (item[0].load, item[0].chunk)):
+        got = [judge.figures([us for part in parts for us in part[name]]) for name in stages.NAMES]
+        words = (f"{one['p50']:.0f} ({one['p95']:.0f})" for one in got)
+        lines.append(f"  {cell!s:<30}" + "".join(f"{word:>18}" for word in words))
+    return "\n".join(lines) if together else ""
+
+
 def clean(value: Any) -> Any:
     """JSON has no infinity: what was never answered is null."""
     if isinstance(value, dict):
@@ -198,6 +226,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--only", help=f"contenders, separated by commas: {', '.join(CONTENDERS)}")
     p.add_argument("--chunks", default="1,10", help="samples in a chunk, separated by commas (default 1,10)")
+    p.add_argument(
+        "--sink", choices=("pipe", "pty"), default="pipe", help="pty: a cell more, with the virtual stimulator on a pty; not gated"
+    )
     p.add_argument("--siege", action="store_true", help="calmloop under loads too; part of a full --gate run")
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="JSON on standard output, or into FILE")
     p.add_argument("--svg", metavar="FILE", help="the picture (default: beside the JSON)")
@@ -211,7 +242,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, judge."""
     parser = arguments()
     args = parser.parse_args(argv)
-    names = args.only.split(",") if args.only else QUICK if args.quick else tuple(CONTENDERS)
+    names = args.only.split(",") if args.only else QUICK if args.quick else FULL
+    if args.sink == "pty":
+        names = (*names, "calmloop pty")
     for name in names:
         if name not in CONTENDERS:
             parser.error(f"there is no contender {name!r}; there are: {', '.join(CONTENDERS)}")
@@ -223,7 +256,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if min(*chunks, rounds, events) < 1 or max(chunks) > 100:
         parser.error("rounds and events are at least 1, chunks from 1 to 100")
     siege = args.siege or (args.gate and not args.quick and not args.only)
-    place = environment.environment()
+    alone = environment.alone()
+    if not alone:
+        tell("another bench runs on this machine: each disturbs the other, and neither's figures are worth much")
+        if args.gate:
+            return 2
+    place, stolen_ms = environment.environment(), environment.stolen_ms()
     if args.keep:
         Path(args.keep).mkdir(parents=True, exist_ok=True)
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory(prefix="calmloop-bench-") as folder:
@@ -238,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "bench": "latency",
         "ok": not missed,
-        "environment": place | {"load_average_after": environment.environment()["load_average"]},
+        "environment": place | {"load_average_after": os.getloadavg(), "stolen_ms": environment.stolen_ms() - stolen_ms, "alone": alone},
         "job": {
             "channels": len(job.CHANNELS),
             "rate_hz": job.RATE_HZ,
@@ -257,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cells": rows,
     }
     write(args, result)
-    words = [table(figures), "", *(goal.words for goal in goals), "", "clinic: " + fast_clinic.WORDS]
+    words = [table(figures), stage_table(rows), "", *(goal.words for goal in goals), "", "clinic: " + fast_clinic.WORDS]
     print("\n".join(words), file=sys.stderr if args.json == "-" else sys.stdout)
     return 1 if args.gate and missed else 0
 

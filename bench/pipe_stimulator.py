@@ -7,15 +7,23 @@ A pipe and not a pty, because a pty passes through a kernel worker of ordinary p
 from __future__ import annotations
 
 import os
+import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivers.base import DeviceEvent, DeviceEventKind, DeviceNotFoundError, NotArmedError, PortLostError, ShortWriteError
-from drivers.stimulators.sciencemode34 import MODELS, N_NUMBERS, encode_ll_channel_config, pulse_points
+from drivers.stimulators.sciencemode34 import MODELS, N_NUMBERS, ScienceMode34, encode_ll_channel_config, pulse_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from drivers.base import PulseTrain, StimulatorLimits
+    from drivers.base import PulseTrain, Stimulator, StimulatorLimits
+
+
+def stimulator(port: str, model: str) -> Stimulator:
+    """What belongs to a port: a pipe for a named pipe, else the real driver (a virtual stimulator's pty)."""
+    path = Path(port)
+    return PipeStimulator(port, model) if path.exists() and stat.S_ISFIFO(path.stat().st_mode) else ScienceMode34(port, model)
 
 
 class PipeStimulator:

@@ -31,6 +31,15 @@ def test_the_first_events_do_not_count_and_neither_do_their_answers():
     assert judge.match([1000], []).misses == 1
 
 
+def test_answers_that_come_an_interval_too_late_are_not_taken_for_quick_ones():
+    t0 = np.arange(1, 101) * 25_000_000
+    for lag_ms, behind in ((0.3, False), (3.0, False), (12.0, True), (60.0, True)):
+        stamps = t0 + round(lag_ms * 1e6)
+        assert judge.behind(judge.match(t0, stamps), t0, stamps) is behind, lag_ms
+    assert judge.behind(judge.match(t0, []), t0, [])
+    assert not judge.behind(judge.match([], []), [], [])
+
+
 def test_a_missed_event_is_later_than_any_other():
     got = judge.figures([10.0] * 98 + [None, None])
     assert got["p50"] == got["p95"] == 10.0
@@ -75,8 +84,11 @@ def test_tails_need_many_events_and_misses_never_pass():
     assert gate(many, metric="p99").verdict == "met"
     lossy = [cell("calmloop", 1, 0, [100.0] * 900 + [None] * 1100), cell("all C", 1, 0, [100.0] * 2000)]
     assert gate(lossy).verdict == gate(lossy, metric="p99").verdict == "missed"
-    both = [cell(name, 1, 0, [None] * 2000) for name in ("calmloop", "all C")]  # infinite by infinite
-    assert gate(both).verdict == "missed"
+    broken = [cell("calmloop", 1, 0, [100.0] * 2000), cell("all C", 1, 0, [None] * 2000)]  # a yardstick that does not work
+    assert gate(broken).verdict == gate(broken, metric="p99").verdict == "not measured"
+    mostly = [*lossy[1:], cell("all C", 1, 1, [100.0] * 2000), cell("all C", 1, 2, [None] * 2000)]
+    mostly += [cell("calmloop", 1, i, [100.0] * 2000) for i in range(3)]
+    assert gate(mostly).value == 1.0
 
 
 def test_the_budget_names_contenders_and_metrics_that_exist():
