@@ -18,6 +18,7 @@ MINUTE_NS = 60_000_000_000 // SPEED
 REST_MS = 1  # dead time, look and refractory time, each
 RULE_OFF_S = 0.002  # how long the envelope must be low before a spasm is over
 LEARN_S = 0.5
+RETRY_S = 0.01  # after a refusal: a machine that stalled must not cost twenty events
 FLOOR_UV = 800.0  # of the rules: a tenth of the burst, so that the high-pass filter's ringing behind it is no second spasm
 PLANT_MS = "CALMLOOP_BENCH_PLANT_MS"  # how `bench.latency --plant-ms` reaches `bench.bed_loop`; no product code reads it
 TRAIN_MS, PULSE_RATE_HZ = 1, 100.0  # one pulse a train; guard's train lasts one period, 10 ms
@@ -50,11 +51,12 @@ def hurry_guard() -> None:
 
 def hurry_loop() -> None:
     """The loop's settings and its detector's patience; before `controller.loop.main`."""
-    from controller import detector, settings
+    from controller import detector, policy, settings
 
     load = settings.load
     _set(settings, load=lambda path: hurry(load(path)))
     _set(detector, OFF_S=RULE_OFF_S, LEARN_S=LEARN_S)
+    _set(policy, RETRY_S=RETRY_S)
 
 
 def _set(module: Any, **values: Any) -> None:

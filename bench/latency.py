@@ -90,7 +90,7 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
         with CONTENDERS[cell.contender](rig) as running, under(cell.load):
             sleep(SETTLE_S)
             before = running.stamps.count
-            played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
+            played = source.play(cell.chunk, events + job.DROPPED, job.events_hz(cell.chunk), seed, flood)
             sleep(SETTLE_S)  # for those who are behind
             answers_ns = running.stamps.since(before)
             matched = judge.match(played["t0_ns"], answers_ns, job.DROPPED)
@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "job": {
             "channels": len(job.CHANNELS),
             "rate_hz": job.RATE_HZ,
-            "events_hz": job.EVENTS_HZ,
+            "events_hz": {chunk: job.events_hz(chunk) for chunk in chunks},
             "burst_uv": job.BURST_UV,
             "noise_uv": job.NOISE_UV,
             "dropped_per_start": job.DROPPED,

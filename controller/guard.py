@@ -66,18 +66,10 @@ class Guard:
         """Serve until the daemon is gone or says so."""
         while not self.done:
             ready = self.wait()
-            if self.control in ready:
-                self.accept()
-            for client in [c for c in ready if c in self.clients]:
-                self.hear_person(client)
-            if self.link in ready:
-                self.hear_daemon()
-            if self.device_open and self.stimulator in ready:
-                self.hear_device()
-            if self.opener_done in ready:
-                self.device_opened()
-            if self.loop is not None and self.loop in ready:
+            if ready == [self.loop]:  # mostly: the way of a request
                 self.hear_loop()
+            elif ready:
+                self.hear_all(ready)
             now = monotonic_ns()
             if self.wake_ns and now >= self.wake_ns:
                 self.take(Event(Kind.TICK, now))
@@ -90,6 +82,21 @@ class Guard:
                 self.open_device()
         if self.opener:
             self.opener.join()
+
+    def hear_all(self, ready: list[Any]) -> None:
+        """Everybody who has something to say, people first."""
+        if self.control in ready:
+            self.accept()
+        for client in [c for c in ready if c in self.clients]:
+            self.hear_person(client)
+        if self.link in ready:
+            self.hear_daemon()
+        if self.device_open and self.stimulator in ready:
+            self.hear_device()
+        if self.opener_done in ready:
+            self.device_opened()
+        if self.loop is not None and self.loop in ready:
+            self.hear_loop()
 
     def wait(self) -> list[Any]:
         """Block until something can be read or the supervisor's or the reopening deadline is due."""

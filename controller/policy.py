@@ -31,7 +31,7 @@ WATCH, TRAIN, LOOK, REST = range(4)  # where the policy is within an event
 
 POLICY = np.dtype(
     [
-        *((name, np.float64) for name in ("dead_s", "look_s", "refractory_s", "max_event_s")),
+        *((name, np.float64) for name in ("dead_s", "look_s", "refractory_s", "retry_s", "max_event_s")),
         *((name, np.int64) for name in ("phase", "number", "event_id", "rule")),  # `rule` opened the event
         *((name, np.float64) for name in ("event_on_s", "until_s")),  # `until_s` of the present phase
         ("hold_until_s", np.float64),  # samples up to here carry stimulation
@@ -96,7 +96,7 @@ def state(settings: Settings) -> PolicyState:
     policy, rules = np.zeros(1, POLICY), np.zeros(len(settings.rules), RULE)
     rx, p = settings.prescription, policy[0]
     p["dead_s"], p["look_s"] = rx.look_dead_ms / 1000, rx.look_ms / 1000
-    p["refractory_s"], p["max_event_s"] = rx.refractory_s, rx.max_event_s
+    p["refractory_s"], p["retry_s"], p["max_event_s"] = rx.refractory_s, RETRY_S, rx.max_event_s
     names = list(settings.trains)
     for i, rule in enumerate(settings.rules):
         train = settings.trains[rule.train]
@@ -117,7 +117,7 @@ def hear(s, feedback):
             if code == FEEDBACK_ENDED:
                 p.phase, p.until_s = LOOK, t_s + p.dead_s + p.look_s + MARGIN_S
             elif code == FEEDBACK_REFUSED:
-                p.phase, p.until_s = REST, t_s + RETRY_S
+                p.phase, p.until_s = REST, t_s + p.retry_s
 
 
 @njit(cache=True, nogil=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ class Verdict(NamedTuple):
     ended: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Train:
     """A prescribed train in integers."""
 
@@ -184,12 +185,12 @@ class Train:
     ramp_up_us: int
     taper_us: int
 
-    @property
+    @cached_property
     def period_ns(self) -> int:
         """From pulse to pulse."""
         return 10**12 // self.pulse_rate_mhz
 
-    @property
+    @cached_property
     def pulse_ns(self) -> int:
         """From the start of the first phase to the end of the second."""
         return (2 * self.phase_width_us + self.interphase_gap_us) * 1000
@@ -340,6 +341,8 @@ def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
 
 
 _end_of = itemgetter(1)
+_CAUSE_WORDS: dict[int, str] = {Cause.EMG: "emg", Cause.FORCE: "force", Cause.MANUAL: "manual"}
+_AUTOMATIC = (Cause.EMG, Cause.FORCE)
 
 
 @dataclass(slots=True)
@@ -386,7 +389,15 @@ class Supervisor:
     charge_total_nc: int = 0
     on_time_total_ns: int = 0
     withheld_total: int = 0
+    lawful_ua: tuple[frozenset[int], ...] = ()  # of each train, the currents for which `pulse_reasons` has nothing to say
     _said: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        p = self.prescription  # never changes, so what follows from it is worked out once
+        self.lawful_ua = tuple(
+            frozenset(ua for ua in range(p.current_step_ua, t.current_ua + 1, p.current_step_ua) if not pulse_reasons(t, ua, p))
+            for t in p.trains
+        )
 
     # --- the step ------------------------------------------------------------------------------------------------------------
     def step(self, event: Event) -> Verdict:
@@ -401,8 +412,14 @@ class Supervisor:
             ended = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered", now)
             output = Output.STOP
 
-        # what takes output away comes first, in order of severity
-        if kind is Kind.DEVICE_FAULT:
+        # an event is of one kind, so the order of the branches decides nothing: the one in a hurry first, then by severity
+        if kind is Kind.REQUEST or kind is Kind.TRIGGER:
+            reasons = self._reasons(event)
+            if reasons:
+                refused = self._refuse(event, reasons)
+            else:
+                self._begin(event)
+        elif kind is Kind.DEVICE_FAULT:
             ended = self._fault(event.text, now) or ended
             output = Output.STOP
         elif kind is Kind.STOP:
@@ -455,12 +472,6 @@ class Supervisor:
             output = self._arm(event)
         elif kind is Kind.ARMED:
             output = self._armed(event)
-        elif kind in (Kind.REQUEST, Kind.TRIGGER):
-            reasons = self._reasons(event)
-            if reasons:
-                refused = self._refuse(event, reasons)
-            else:
-                self._begin(event)
         elif kind is Kind.BAD_INPUT:
             self._say("refused: " + event.text)
 
@@ -572,7 +583,7 @@ class Supervisor:
                 reasons.append(f"deciding sample is {_ms(sample_age)} ms old (at most {p.max_sample_age_ns // MS})")
             if event.number <= self.last_number:
                 reasons.append(f"request {event.number} was seen before")
-            if event.cause not in (Cause.EMG, Cause.FORCE):
+            if event.cause not in _AUTOMATIC:
                 reasons.append(f"unknown cause {event.cause}")
             if event.event_id <= 0:
                 reasons.append(f"event id {event.event_id} is not above 0")
@@ -583,9 +594,10 @@ class Supervisor:
             reasons.append("not the train prescribed for the button")
         if not 0 < event.duration_us <= t.duration_us:
             reasons.append(f"duration {event.duration_us} us is not within the {t.duration_us} us prescribed")
-        if event.current_ua % p.current_step_ua:
-            reasons.append(f"current {event.current_ua} uA is no multiple of {p.current_step_ua} uA")
-        reasons += pulse_reasons(t, event.current_ua, p)
+        if event.current_ua not in self.lawful_ua[event.train]:
+            if event.current_ua % p.current_step_ua:
+                reasons.append(f"current {event.current_ua} uA is no multiple of {p.current_step_ua} uA")
+            reasons += pulse_reasons(t, event.current_ua, p)
         if self.outstanding:
             reasons.append("the last pulse is not acknowledged yet")
         return reasons + self._dose_reasons(event, now)
@@ -653,7 +665,7 @@ class Supervisor:
             self.person_ns = now
         else:
             self.last_number = event.number
-        cause = Cause.MANUAL if by_person else Cause(event.cause)
+        cause = Cause.MANUAL if by_person else event.cause
         if not self._continues(event, now):
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
             self.events = _later(self.events, now)
@@ -665,7 +677,7 @@ class Supervisor:
         self.current_ua, self.duration_us, self.n_pulses = event.current_ua, event.duration_us, n_pulses(t, event.duration_us)
         self.train_start_ns = self.pulse_due_ns = now
         self.pulse = 0
-        self._to(SafetyState.STIMULATING, f"{cause.name.lower()}: train {t.name}")
+        self._to(SafetyState.STIMULATING, f"{_CAUSE_WORDS[cause]}: train {t.name}")
 
     def _cut(self, now: int) -> str:
         """Why a running train must end now; empty = it may go on."""
@@ -697,7 +709,7 @@ class Supervisor:
             self.withheld_total += 1
             return 0, 0
         current_ua = pulse_current(t, k, self.current_ua, self.duration_us, self.prescription.current_step_ua)
-        if pulse_reasons(t, current_ua, self.prescription):  # cannot be: each pulse is looked at all the same
+        if current_ua not in self.lawful_ua[self.train]:  # cannot be: each pulse is looked at all the same
             return 0, self._fault("internal: a pulse outside its limits was due", now)
         self._next_slot(k + 1)
         self.last_pulse_ns, self.outstanding = now, True
@@ -756,5 +768,6 @@ class Supervisor:
         self._say(self.reason)
 
     def _say(self, text: str) -> None:
-        if text and text[:MAX_REASON_CHARS] not in self._said:
-            self._said.append(text[:MAX_REASON_CHARS])
+        text = text[:MAX_REASON_CHARS]
+        if text and text not in self._said:
+            self._said.append(text)
