@@ -54,6 +54,7 @@ MAX_TRIGGER_AGE_NS = 250 * MS  # an older trigger is dropped (C7)
 ACK_TIMEOUT_NS = 100 * MS  # no answer for this long: fault, and what was sent counts as delivered (E1)
 CONTINUE_NS = 500 * MS  # a later request for the same spasm, counted from the end of the look, is an event of its own
 MAX_REASON_CHARS = 300
+MAX_STARTS = 512  # of events, kept before the old ones are let go: more than any limit lets through in an hour
 RECORDER_WORDS = "recording does not keep up: nothing more is stimulated"
 LOCKOUT_WORDS = "a person must arm again"
 
@@ -336,8 +337,10 @@ def _ms(ns: int) -> int:
 
 
 def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
-    """One start more, without those of more than an hour ago."""
-    return (*starts[bisect_right(starts, now - 60 * MINUTE) :], now)
+    """One start more, now and then without those of more than an hour ago."""
+    if len(starts) >= MAX_STARTS:
+        starts = starts[bisect_right(starts, now - 60 * MINUTE) :]
+    return (*starts, now)
 
 
 _end_of = itemgetter(1)
@@ -628,6 +631,9 @@ class Supervisor:
             automatic = len(self.auto_events) - bisect_left(self.auto_events, max(now - 60 * MINUTE, self.armed_ns))
             if event.kind is Kind.REQUEST and automatic >= p.max_auto_events_1h:
                 reasons.append(f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}")
+        # all that is remembered is at least what any window holds; only if that is much, a closer look is needed
+        if self.trains and self.on_time_total_ns - self.trains[0][2] + duration <= min(p.max_on_time_60s_ns, p.max_duty_5min_ns):
+            return reasons
         # the fullest window is the one that ends with this train
         if self._on_time(now + duration - MINUTE) + duration > p.max_on_time_60s_ns:
             reasons.append(f"dose: {p.max_on_time_60s_ns // S} s of stimulation in 60 s")
