@@ -276,7 +276,7 @@ def all_c_arguments(rig: Rig) -> list[object]:
     return [pylsl.lib.lib._name, job.STREAM, rig.source_id, rig.pipe, job.PIPELINE_PRIORITY, job.smooth_step(), job.THRESHOLD_UV, *sos]
 
 
-def peer(name: str) -> Callable[[Rig], Any]:
+def peer(name: str, *more: str) -> Callable[[Rig], Any]:
     """Another project's pipeline for the same job, in its own environment."""
 
     @contextmanager
@@ -289,7 +289,7 @@ def peer(name: str) -> Callable[[Rig], Any]:
         python = peers.interpreter(name)
         if python is None:
             raise Skip(f"no environment for {name}")
-        command = [python, path, "--stream", job.STREAM, "--source-id", rig.source_id, "--pipe", rig.pipe]
+        command = [python, path, "--stream", job.STREAM, "--source-id", rig.source_id, "--pipe", rig.pipe, *more]
         with program(rig, name, command) as running:
             yield running
 
@@ -319,6 +319,7 @@ CONTENDERS: dict[str, Callable[[Rig], Any]] = {
     "all C": all_c,
     "ezmsg": peer("ezmsg"),
     "mne-lsl": peer("mne_lsl"),
+    "mne-lsl polled": peer("mne_lsl", "--polled"),
     "Timeflux": peer("timeflux"),
 }
 

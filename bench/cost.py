@@ -26,7 +26,7 @@ from bench.environment import environment
 from controller import demo, messages, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from controller.settings import Settings
 
@@ -338,16 +338,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    if sys.argv[1:2] == ["_source"]:
-        source(int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["_source"]:
+        source(int(words[1]), float(words[2]), int(words[3]), words[4])
     parser = argparse.ArgumentParser(prog="bench.cost", description="CPU, wake-ups, memory and start of a bed.")
     parser.add_argument("--quick", action="store_true", help="one cell, the kernels' cache as it is")
     parser.add_argument("--seconds", type=float, help="how long each cell is measured (20; 2 when quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was read into a file")
     parser.add_argument("--gate", action="store_true", help="exit 1 where a goal of budget.toml is missed")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     seconds = args.seconds or (2.0 if args.quick else 20.0)
     if not 1 <= seconds <= 3600:
         parser.error(f"--seconds {seconds:g} must be at least 1 and at most 3600")

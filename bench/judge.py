@@ -85,18 +85,22 @@ def ratio(metric: str, of: Sequence[Sequence[float | None]], against: Sequence[S
 
 @dataclass(frozen=True)
 class Judged:
-    """One promise and what became of it: `verdict` is met, missed or not measured."""
+    """One promise and what became of it: `verdict` is met, missed or not measured. `aim` is what we wished for where we promise less."""
 
     goal: str
     value: float | None
     limit: float
     verdict: str
     why: str = ""
+    aim: float | None = None
 
     @property
     def words(self) -> str:
         """One line."""
-        got = f"{self.value:.3g} (limit {self.limit:.3g})" if self.value is not None else f"(limit {self.limit:.3g}) {self.why}"
+        limit = f"limit {self.limit:.3g}"
+        if self.aim is not None:
+            limit += f", aim {self.aim:.3g}" + (" not reached" if self.value is not None and self.value > self.aim else "")
+        got = f"({limit}) {self.why}" if self.value is None else f"{self.value:.3g} ({limit})"
         return f"{self.verdict:<12} {self.goal}: {got}"
 
 
@@ -112,26 +116,28 @@ def judge(rows: Iterable[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> li
 
 
 def _judge(row: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Judged:
-    load, chunk, metric = row.get("load", ""), row["chunk"], row["metric"]
+    load, chunk, metric, aim = row.get("load", ""), row["chunk"], row["metric"], row.get("aim")
     goal = f"{row['of']}{f' under {load}' if load else ''} / {row['against']}, chunk {chunk}, {metric}"
     of = _rounds(cells, row["of"], chunk, load)
     against = _rounds(cells, row["against"], chunk, "")
     for name, rounds, at in ((row["of"], of, load), (row["against"], against, "")):
         if not rounds:
-            return Judged(goal, None, row["limit"], "not measured", why_not(cells, name, chunk, at))
+            return Judged(goal, None, row["limit"], "not measured", why_not(cells, name, chunk, at), aim)
     common = sorted(set(of) & set(against))
     if metric not in POOLED:  # a round in which the other side did not work is no yardstick
         common = [i for i in common if isfinite(figures(against[i])[metric])]
     if len(common) * 2 <= len(against):
-        return Judged(goal, None, row["limit"], "not measured", f"only {len(common)} of {len(against)} rounds of {row['against']} compare")
+        return Judged(
+            goal, None, row["limit"], "not measured", f"only {len(common)} of {len(against)} rounds of {row['against']} compare", aim
+        )
     a, b = [of[i] for i in common], [against[i] for i in common]
     fewest = min(sum(map(len, a)), sum(map(len, b)))
     if metric in POOLED and fewest < MIN_POOLED:
-        return Judged(goal, None, row["limit"], "not measured", f"{fewest} events pooled, {metric} needs {MIN_POOLED}")
+        return Judged(goal, None, row["limit"], "not measured", f"{fewest} events pooled, {metric} needs {MIN_POOLED}", aim)
     if metric in POOLED and not isfinite(figures([us for part in b for us in part])[metric]):
-        return Judged(goal, None, row["limit"], "not measured", f"{row['against']} missed too many events")
+        return Judged(goal, None, row["limit"], "not measured", f"{row['against']} missed too many events", aim)
     value = ratio(metric, a, b)  # infinite where we missed events: not met
-    return Judged(goal, round(value, 4), row["limit"], "met" if value <= row["limit"] else "missed")
+    return Judged(goal, round(value, 4), row["limit"], "met" if value <= row["limit"] else "missed", aim=aim)
 
 
 def _rounds(cells: Sequence[dict[str, Any]], name: str, chunk: int, load: str) -> dict[int, list[float | None]]:

@@ -28,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stream", required=True, help="name of the LSL stream")
     parser.add_argument("--source-id", required=True, help="its source_id")
     parser.add_argument("--pipe", required=True, help="named pipe that gets a byte at each rising crossing")
+    parser.add_argument("--polled", action="store_true", help="mne-lsl: ask by hand, again and again")
     return parser.parse_args()
 
 

@@ -1,13 +1,13 @@
-"""mne-lsl: StreamLSL with its own filter, the rest in a callback.
+"""mne-lsl: StreamLSL with its own filter, the decision in `add_callback`, which runs right after the filter in the thread that pulled.
 
-Chosen: manual acquisition (`acquisition_delay=None`), again 0.1 ms after each, and the decision in `add_callback`, which runs right after
-the filter in the thread that pulled. StreamLSL never waits for a sample, it looks whether there is one, so the pause bounds its latency.
-The default, a thread that acquires each 1 ms, took longer (p50 1.2 ms against 0.7 ms at one sample a chunk); that thread with a delay of
-0.2 ms spends the pause spinning, and its tail was 20 ms. `bufsize` is short, since the buffer is rolled at each acquisition.
+StreamLSL never waits for a sample, it looks whether there is one, so its pause bounds its latency. As it comes, a thread acquires each
+millisecond. `--polled` is the fastest that was found: acquisition by hand, again 0.1 ms after each, for about half a processor; that thread
+with a delay of 0.2 ms spends the pause spinning, and its tail was 20 ms. `bufsize` is short: the buffer is rolled at each acquisition.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 
 import common
@@ -15,6 +15,7 @@ import numpy as np
 from mne_lsl.stream import StreamLSL
 from scipy.signal import lfilter
 
+DELAY_S = 0.001  # of StreamLSL's own thread: its default
 PAUSE_S = 0.0001
 
 
@@ -23,7 +24,9 @@ def main() -> None:
     args = common.arguments()
     common.become_real_time()
     trigger = common.Trigger(args.pipe)
-    stream = StreamLSL(0.2, name=args.stream, source_id=args.source_id).connect(acquisition_delay=None, timeout=10)
+    stream = StreamLSL(0.2, name=args.stream, source_id=args.source_id).connect(
+        acquisition_delay=None if args.polled else DELAY_S, timeout=10
+    )
     stream.filter(*common.BAND_HZ, iir_params={"order": common.ORDER, "ftype": "butter", "output": "sos"}, verbose="ERROR")
     alpha = 1 - np.exp(-1 / (common.TIME_CONSTANT_S * stream.info["sfreq"]))
     state = np.zeros(1)
@@ -35,9 +38,11 @@ def main() -> None:
         return data, stamps
 
     stream.add_callback(decide)
-    while True:
+    while args.polled:
         stream.acquire()
         time.sleep(PAUSE_S)
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":
