@@ -294,6 +294,7 @@ def test_a_loop_that_stood_still_stimulates_nothing_late(quiet_ward):
     ward.daemon.end()
     rows = [row for row in recording.load(ward.session).guard() if row.get("event", {}).get("kind") == "request"]
     late = [row for row in rows if too_old(row["event"], row["event"]["now_ns"])]
+    assert late  # the spasm lay in the backlog, and its request carries the stamp of the sample that decided
     for row in late:  # guard's own clock, guard's own refusal
         assert row["verdict"]["refused"] == row["event"]["number"]
         assert " ms old " in "; ".join(row["verdict"]["reasons"])
