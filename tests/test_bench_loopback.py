@@ -43,9 +43,7 @@ def test_pulses_and_their_output_in_one_session(tmp_path, capsys, monkeypatch):
     emg.values[:, 3] = 0.0
     for at_s in pulse_s[:2] + 0.002:
         emg.values[(emg.stamps_s >= at_s) & (emg.stamps_s < at_s + 0.002), 3] = 3000.0
-    session.streams["pulses"] = type(pulses)(
-        **{name: getattr(pulses, name) for name in pulses.__dataclass_fields__} | {"stamps_s": pulse_s}
-    )
+    session.streams["pulses"] = replace(pulses, stamps_s=pulse_s)
     monkeypatch.setattr(loopback.recording, "load", lambda folder: session)
     assert loopback.main([str(tmp_path), "--channel", "TA2", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
