@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import sys
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from controller import messages
@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--bed", default=None, help="which bed, where several are running")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
+            sub.add_argument(
+                "--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)"
+            )
         if name == "clear":
             sub.add_argument("reason", help="why it is safe to go on, in words")
 
@@ -130,12 +133,11 @@ def run_person(args: argparse.Namespace) -> int:
         names = [name for name in names if answers_status(name)]
         if len(names) != 1:
             raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
-    command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
-    if args.do == "trigger":
-        command["issued_ns"] = monotonic_ns()
-    elif args.do == "arm":
-        command["automatic"] = not args.button_only
-    elif args.do == "clear":
+    who = f"calmloop {args.do} ({getpass.getuser()})"
+    if args.do == "arm":
+        return run_arm(args, names[0], who)
+    command: dict[str, Any] = messages.press(who) if args.do == "trigger" else {"do": args.do, "who": who}
+    if args.do == "clear":
         command["reason"] = args.reason
     answers, gone = messages.ask_all(names, command)
     if args.do == "status":
@@ -149,6 +151,26 @@ def run_person(args: argparse.Namespace) -> int:
     if not answers or hung:
         return WRONG
     return GOOD if result["ok"] else SHORT
+
+
+def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
+    """Two steps: what would be armed is shown, and a person who has looked says yes."""
+    offer = messages.ask(bed, {"do": "offer", "who": who})
+    if not offer["ok"]:
+        show(args, {"ok": False, "beds": {bed: offer}, "gone": {}}, f"{bed}: {describe(offer)}")
+        return SHORT
+    if not args.electrodes_checked:
+        print("\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]), file=sys.stderr)
+        if not sys.stdin.isatty():
+            print("arm needs --electrodes-checked where nobody can be asked", file=sys.stderr)
+            return WRONG
+        print("Patient, skin and electrodes looked at? Type yes to arm: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() != "yes":
+            print("not armed", file=sys.stderr)
+            return SHORT
+    answer = messages.arm(bed, offer, not args.button_only, who)
+    show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
+    return GOOD if answer["ok"] else SHORT
 
 
 def answers_status(bed: str) -> bool:
