@@ -358,6 +358,19 @@ def test_a_late_acknowledgement_withholds_the_next_pulse():
     assert times[1] - times[0] == 40 * MS
 
 
+@pytest.mark.safety("E5", "E2")
+def test_no_train_begins_while_a_pulse_is_not_answered():
+    bed = Bed(replace(RX, look_ns=100 * MS)).armed()
+    bed.acking = False
+    bed.request()
+    bed.do(Kind.LOOP_LOST)
+    bed.now += 50 * MS
+    assert "the last pulse is not acknowledged yet [E5]" in bed.press().reasons[0]
+    bed.do(Kind.ACK)
+    bed.now += 4 * S
+    assert bed.press().delivered
+
+
 def test_a_late_answer_is_as_good_as_none():
     bed = Bed().armed()
     bed.acking = False
