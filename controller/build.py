@@ -121,13 +121,13 @@ def _purl(name: str, its_version: str) -> str:
 
 def _licenses(distribution: Distribution) -> list[dict[str, Any]]:
     """What the distribution says of its licence: an SPDX expression, or a name, or nothing."""
-    facts = distribution.metadata
-    if expression := facts.get("License-Expression"):
-        return [{"expression": expression}]
-    plain = (facts.get("License") or "").strip()
+    facts = distribution.metadata.json
+    if "license_expression" in facts:
+        return [{"expression": facts["license_expression"]}]
+    plain = str(facts.get("license", "")).strip()
     if plain and "\n" not in plain and len(plain) <= 60:
         return [{"license": {"name": plain}}]
-    words = [line.rpartition(" :: ")[2] for line in facts.get_all("Classifier") or () if line.startswith("License :: ")]
+    words = [line.rpartition(" :: ")[2] for line in facts.get("classifier", ()) if line.startswith("License :: ")]
     return [{"license": {"name": word}} for word in words]
 
 
@@ -143,10 +143,7 @@ def sbom() -> dict[str, Any]:
         one = {"type": "library", "bom-ref": name, "name": name, "version": distribution.version, "purl": _purl(name, distribution.version)}
         licenses = _licenses(distribution)
         components.append(one | ({"licenses": licenses} if licenses else {}))
-    if NAME in packages:
-        product = components.pop(0)
-    else:
-        product = {"bom-ref": NAME, "name": NAME, "version": version()}
+    product = components.pop(0) if NAME in packages else {"bom-ref": NAME, "name": NAME, "version": version()}
     files = [
         {"type": "file", "bom-ref": f"module:{name}", "name": name, "hashes": [{"alg": "SHA-256", "content": value}]}
         for name, value in hashes(*driver_modules()).items()
