@@ -111,6 +111,15 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    safety = add("safety", run_safety, "the safety requirements: rule, limit in force, who set it, the tests that prove it")
+    safety.add_argument("config", nargs="?", help="settings file; without it the hard limits alone")
+    which = safety.add_mutually_exclusive_group()
+    which.add_argument("--table", action="store_true", help="all requirements (the default)")
+    which.add_argument("--limits", action="store_true", help="the figures that a clinician must sign")
+
+    version = add("version", run_version, "which build this is: hashes of the modules that decide about output")
+    version.add_argument("--sbom", action="store_true", help="the installed software this stands on, as CycloneDX 1.5 JSON")
+
     bench = commands.add_parser("bench", help="measure; the benches live in the source checkout")
     bench.add_argument("name", help="which: latency ...")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
@@ -281,6 +290,20 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_safety(args: argparse.Namespace) -> int:
+    """Requirements, limits in force, proofs."""
+    from controller import safety
+
+    return safety.command(args)
+
+
+def run_version(args: argparse.Namespace) -> int:
+    """Which build this is."""
+    from controller import build
+
+    return build.command(args)
 
 
 def run_bench(args: argparse.Namespace) -> int:

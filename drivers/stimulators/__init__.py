@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, cast
 from drivers.base import DeviceNotFoundError
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from collections.abc import Callable
 
     from drivers.base import Stimulator
+=======
+    from drivers.base import Stimulator, StimulatorLimits
 
 STIMULATORS: dict[str, tuple[str, str]] = {
     "rehamove3": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
@@ -33,3 +36,8 @@ def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write) ->
     except KeyError:
         raise DeviceNotFoundError(f"no stimulator driver is called {name!r}; there are: {', '.join(sorted(STIMULATORS))}") from None
     return cast("Stimulator", getattr(import_module(module), class_name)(port, name, write))
+
+
+def limits_of(name: str) -> StimulatorLimits:
+    """What the stimulator called `name` can do, for those who may ask and not drive. Raises `DeviceNotFoundError`."""
+    return load(name, "").limits
