@@ -169,7 +169,10 @@ def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
         show(args, {"ok": False, "beds": {bed: offer}, "gone": {}}, f"{bed}: {describe(offer)}")
         return SHORT
     if not args.electrodes_checked:
-        print("\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]), file=sys.stderr)
+        print(
+            "\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]),
+            file=sys.stderr,
+        )
         if not sys.stdin.isatty():
             print("arm needs --electrodes-checked where nobody can be asked", file=sys.stderr)
             return WRONG

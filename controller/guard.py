@@ -61,7 +61,13 @@ class Guard:
     """One bed's guard. `link` leads to the daemon, `control` is the listening socket for people's commands."""
 
     def __init__(
-        self, stimulator: Stimulator, check: wire.WireCheck, view: dict[str, Any], link: socket.socket, control: socket.socket, ring: RingWriter
+        self,
+        stimulator: Stimulator,
+        check: wire.WireCheck,
+        view: dict[str, Any],
+        link: socket.socket,
+        control: socket.socket,
+        ring: RingWriter,
     ) -> None:
         self.stimulator, self.check = stimulator, check
         self.trains, self.serial = view["trains"], view["serial"]

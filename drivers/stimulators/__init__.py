@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, cast
 from drivers.base import DeviceNotFoundError
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
     from collections.abc import Callable
 
-    from drivers.base import Stimulator
-=======
     from drivers.base import Stimulator, StimulatorLimits
 
 STIMULATORS: dict[str, tuple[str, str]] = {
