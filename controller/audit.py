@@ -93,7 +93,7 @@ def key_name(key: bytes) -> str:
 
 
 def _hmac(key: bytes, before: str, *fields: object) -> str:
-    return hmac.new(key, json.dumps([before, *fields]).encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, json.dumps([before, *fields], default=repr).encode(), hashlib.sha256).hexdigest()
 
 
 class Audit:
@@ -171,6 +171,7 @@ def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[int, B
     db = None
     try:
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db.text_factory = lambda data: data.decode(errors="replace")  # broken text is a row that does not fit, not an unreadable file
         rows = db.execute("SELECT id, utc, monotonic_ns, what, detail, hmac FROM audit ORDER BY id").fetchall()
     except sqlite3.Error as error:
         raise AuditError(f"{path} cannot be read as an audit: {error}") from None

@@ -98,7 +98,7 @@ def test_inserted_rows_are_named(made):
     assert audit.verify(path, KEY, anchors)[1].row == 5
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_whatever_is_changed_in_the_file_nothing_passes_as_whole(tmp_path_factory, data):
     path, anchors = make(tmp_path_factory.mktemp("audit") / "audit.sqlite")
