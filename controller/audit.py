@@ -173,7 +173,7 @@ def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[int, B
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         db.text_factory = lambda data: data.decode(errors="replace")  # broken text is a row that does not fit, not an unreadable file
         rows = db.execute("SELECT id, utc, monotonic_ns, what, detail, hmac FROM audit ORDER BY id").fetchall()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: a schema that is no text
         raise AuditError(f"{path} cannot be read as an audit: {error}") from None
     finally:
         if db:
