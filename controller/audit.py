@@ -30,7 +30,11 @@ BEGUN = "audit begun"  # the first row: names the key
 
 
 class AuditError(Exception):
-    """The audit cannot be read, or the key is missing or another one; the message says which and where."""
+    """The audit cannot be read; the message says why."""
+
+
+class KeyMissingError(AuditError):
+    """The key is missing, not private, or another one: nothing is known of the audit."""
 
 
 class Head(NamedTuple):
@@ -59,7 +63,7 @@ def key(make: bool = False) -> bytes:
 
     Raises
     ------
-    AuditError
+    KeyMissingError
         There is none, or it can be read by others.
     """
     path = state_folder() / "audit.key"
@@ -78,12 +82,12 @@ def key(make: bool = False) -> bytes:
         partial.unlink()
     try:
         if path.stat().st_mode & 0o077:
-            raise AuditError(f"{path} can be read by others: chmod 600 it, and look at who may have read it")
+            raise KeyMissingError(f"{path} can be read by others: chmod 600 it, and look at who may have read it")
         data = path.read_bytes()
     except OSError as error:
-        raise AuditError(f"the audit's key {path}: {error.strerror}") from None
+        raise KeyMissingError(f"the audit's key {path}: {error.strerror}") from None
     if len(data) != KEY_BYTES:
-        raise AuditError(f"{path} must hold {KEY_BYTES} bytes, it holds {len(data)}")
+        raise KeyMissingError(f"{path} must hold {KEY_BYTES} bytes, it holds {len(data)}")
     return data
 
 
@@ -123,11 +127,21 @@ class Audit:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Rows added within are written as one: a flood of refusals must not cost a disk access each."""
+        before = self.head
         self._db.execute("BEGIN")
         try:
             yield
         finally:
-            self._db.execute("COMMIT")
+            try:
+                if self._db.in_transaction:  # a full disk has rolled it back already
+                    self._db.execute("COMMIT")
+                else:
+                    self.head = before
+            except sqlite3.Error:
+                self.head = before
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def close(self) -> None:
         """Close the file."""
@@ -149,7 +163,7 @@ class BadRow(NamedTuple):
     why: str
 
 
-def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[int, BadRow | None]:
+def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[Head, BadRow | None]:
     """Look for the first row that was edited, deleted, inserted, cut off or rewritten.
 
     Parameters
@@ -159,14 +173,15 @@ def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[int, B
 
     Returns
     -------
-    n_rows : int
+    head : Head
+        Number of rows, and the last one's HMAC as it stands there.
     bad : BadRow or None
         None = the chain holds and ends no earlier than its last anchor.
 
     Raises
     ------
     AuditError
-        The file is no audit, or it was made with another key.
+        The file is no audit; KeyMissingError: it was made with another key.
     """
     db = None
     try:
@@ -178,17 +193,18 @@ def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[int, B
     finally:
         if db:
             db.close()
+    head = Head(len(rows), str(rows[-1][-1]) if rows else "")
     anchored = {anchor.rows: anchor.hmac for anchor in anchors}
     before = ""
     for n, (number, utc, monotonic_ns, what, detail, mac) in enumerate(rows, 1):
         if number != n:
-            return len(rows), BadRow(n, "missing")
+            return head, BadRow(n, "missing")
         if n == 1 and (made_with := _made_with(what, detail)) not in ("", key_name(key)):
-            raise AuditError(f"{path} was made with the key {made_with}, the key here is {key_name(key)}: verify it where it was made")
+            raise KeyMissingError(f"{path} was made with the key {made_with}, the key here is {key_name(key)}: verify it where it was made")
         if _hmac(key, before, number, utc, monotonic_ns, what, detail) != mac:  # nothing to guess at: no need to hide how long this takes
-            return len(rows), BadRow(n, "does not fit the chain: it or the row before was changed")
+            return head, BadRow(n, "does not fit the chain: it or the row before was changed")
         if anchored.get(n, mac) != mac:
-            return len(rows), BadRow(n, "is not the row that the recording anchored: the audit was written anew")
+            return head, BadRow(n, "is not the row that the recording anchored: the audit was written anew")
         before = mac
     last = max(anchored, default=0)
-    return len(rows), BadRow(len(rows) + 1, f"missing: the recording anchored {last} rows") if last > len(rows) else None
+    return head, BadRow(len(rows) + 1, f"missing: the recording anchored {last} rows") if last > len(rows) else None

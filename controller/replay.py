@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import recording, settings
-from controller.audit import first_bad_row
+from controller import audit, recording, settings
 from controller.guard import event_from_dict
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS
@@ -108,8 +107,9 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
     for i, row in enumerate(session.guard()):
         if "start_ns" in row:
             supervisor = Supervisor(prescription_from(row["view"], row["current_step_ua"]))
-            if row["view"] != view:
-                result.differs(guard_event=i, field="prescription", recorded=row["view"], replayed=view)
+            given = {name: value for name, value in row["view"].items() if name != "history"}  # what came before is no setting
+            if given != view:
+                result.differs(guard_event=i, field="prescription", recorded=given, replayed=view)
             continue
         if supervisor is None:
             result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
@@ -141,9 +141,15 @@ def _check_frame(session: recording.Session, result: Result) -> None:
     if not path.is_file():
         result.notes.append("there is no audit beside the recording")
         return
-    bad = first_bad_row(path, session.end)
-    if bad is not None:
-        result.differs(field="audit", recorded=f"row {bad} is wrong or missing", replayed="")
+    try:
+        _, bad = audit.verify(path, audit.key(), session.anchors())
+    except audit.KeyMissingError as error:
+        result.notes.append(f"the audit cannot be verified here: {error}")
+    except audit.AuditError as error:
+        result.differs(field="audit", recorded=str(error), replayed="")
+    else:
+        if bad:
+            result.differs(field="audit", recorded=f"row {bad.row} {bad.why}", replayed="")
 
 
 # --- other recordings -------------------------------------------------------------------------------------------------------------

@@ -38,11 +38,13 @@ def change(path, *statement):
 
 def test_an_untouched_audit_holds_and_goes_on_after_a_restart(made):
     path, anchors = made
-    assert audit.verify(path, KEY, anchors) == (N + 1, None)
+    head, bad = audit.verify(path, KEY, anchors)
+    assert (head.rows, bad) == (N + 1, None)
     a = audit.Audit(path, KEY)
     a.add(5000, "armed")
     a.close()
-    assert audit.verify(path, KEY, [*anchors, a.head]) == (N + 2, None)
+    assert audit.verify(path, KEY, [*anchors, a.head]) == (a.head, None)
+    assert a.head.rows == N + 2
 
 
 @pytest.mark.parametrize("column", ["utc", "monotonic_ns", "what", "detail", "hmac"])
@@ -86,7 +88,7 @@ def test_a_rewrite_without_the_key_is_another_key(made):
     path, anchors = made
     path.unlink()
     make(path, key=bytes(32))
-    with pytest.raises(audit.AuditError, match="made with the key"):
+    with pytest.raises(audit.KeyMissingError, match="made with the key"):
         audit.verify(path, KEY, anchors)
 
 
@@ -108,10 +110,10 @@ def test_whatever_is_changed_in_the_file_nothing_passes_as_whole(tmp_path_factor
     raw[at] ^= data.draw(st.integers(1, 255))
     path.write_bytes(raw)
     try:
-        n, bad = audit.verify(path, KEY, anchors)
+        head, bad = audit.verify(path, KEY, anchors)
     except audit.AuditError:
         return
-    assert bad is not None or (n == N + 1 and rows(path) == was)  # a byte that carries no row may change
+    assert bad is not None or (head.rows == N + 1 and rows(path) == was)  # a byte that carries no row may change
 
 
 def rows(path):
@@ -120,6 +122,20 @@ def rows(path):
         return db.execute("SELECT * FROM audit ORDER BY id").fetchall()
     finally:
         db.close()
+
+
+def test_rows_that_the_disk_did_not_take_are_not_in_the_chain(tmp_path):
+    a = audit.Audit(tmp_path / "audit.sqlite", KEY)
+    a.add(1, "stop")
+    pages = a._db.execute("PRAGMA page_count").fetchone()[0]
+    a._db.execute(f"PRAGMA max_page_count = {pages}")  # a full disk
+    with pytest.raises(sqlite3.Error, match="full"), a.together():
+        for i in range(1000):
+            a.add(i, "too much", text="x" * 100)
+    a._db.execute(f"PRAGMA max_page_count = {pages + 100}")
+    a.add(2, "end")
+    a.close()
+    assert audit.verify(tmp_path / "audit.sqlite", KEY, [a.head]) == (a.head, None)
 
 
 def test_no_audit_is_no_traceback(tmp_path):
@@ -131,7 +147,7 @@ def test_no_audit_is_no_traceback(tmp_path):
 
 
 def test_the_key_is_made_once_and_kept_private():
-    with pytest.raises(audit.AuditError, match=r"audit\.key"):
+    with pytest.raises(audit.KeyMissingError, match=r"audit\.key"):
         audit.key()
     first = audit.key(make=True)
     assert audit.key() == audit.key(make=True) == first
