@@ -23,8 +23,8 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from controller import build, messages, realtime, wire
-from controller.ring import RingWriter
 from controller.limits import MINUTE, Device, prescription_from
+from controller.ring import RingWriter
 from controller.self_test import self_test
 from controller.supervisor import FAULTS, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict
 from drivers import stimulators

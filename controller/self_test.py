@@ -24,9 +24,9 @@ def self_test() -> list[str]:
     wrong = []
     if check_prescription(_PRESCRIPTION):
         wrong.append("a lawful prescription is refused")
-    for change in ({"current_ua": 60_500}, {"phase_width_us": 1_001}, {"pulse_rate_mhz": 100_001}, {"duration_us": 2_000_001}):
-        if not check_prescription(replace(_PRESCRIPTION, trains=(replace(_TRAIN, **change),))):
-            wrong.append(f"a prescription with {change} is let through")
+    unlawful = ({"current_ua": 60_500}, {"phase_width_us": 1_001}, {"pulse_rate_mhz": 100_001}, {"duration_us": 2_000_001})
+    prescriptions = {str(change): replace(_PRESCRIPTION, trains=(replace(_TRAIN, **change),)) for change in unlawful}
+    wrong += [f"a prescription with {change} is let through" for change, p in prescriptions.items() if not check_prescription(p)]
     s, now = Supervisor(_PRESCRIPTION), 1000 * S
 
     def do(kind: Kind, **fields: object) -> Verdict:
