@@ -84,7 +84,8 @@ class Guard:
         self.stops_left = self.stop_again_ns = self.stop_check_ns = 0
         self.last_packet = -1
         # what must be on the disk before something else may happen, by the numbers of its rows
-        self.arm_row, self.arm_client = 0, None
+        self.arm_row = 0
+        self.arm_client: socket.socket | None = None
         self.train_rows: deque[int] = deque(maxlen=MORE_TRAINS + 2)
         self.mark = (0, 0)  # number of a row, and when it was put
         self.recorded: Verdict | None = None
@@ -364,7 +365,9 @@ class Guard:
             self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
             return
         if m.kind == messages.REQUEST:
-            self.take(Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level))  # the same fields in the same order, but for `ok`
+            self.take(
+                Event(Kind.REQUEST, now, *m[1:9], rule=getattr(m, "rule", 0), level=getattr(m, "level", 0))
+            )  # the same fields in the same order, but for `ok`
         elif m.kind == messages.HEARTBEAT:
             self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
         else:

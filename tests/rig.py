@@ -45,7 +45,7 @@ class GuardRig:
     A thread records what guard says, as the daemon does, unless `recording` is cleared.
     """
 
-    def __init__(self, folder, *twin_options, config=None, bed="test", history=NO_HISTORY, changes=()):
+    def __init__(self, folder, *twin_options, config=None, bed="test", history=NO_HISTORY, changes=(), patience_s=15.0):
         self.twin = Twin(folder, *twin_options)
         self.config = (config or settings.load(ROOT / "config" / "demo.toml")).with_port(self.twin.port)
         self.bed = bed
@@ -56,12 +56,25 @@ class GuardRig:
         self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), ring_fd), stderr=subprocess.PIPE, text=True)
         os.close(ring_fd)
         theirs.close()
-        self.link.send(json.dumps(settings.guard_view(self.config) | {"history": history} | dict(changes)).encode())
+        view = {
+            "serial": "",
+            "max_on_time_session_ns": 10**12,
+            "max_on_time_24h_ns": 10**12,
+            "max_pulses_session": 10000,
+            "max_pulses_24h": 10000,
+            "max_charge_session_nc": 10**9,
+            "max_charge_24h_nc": 10**9,
+        } | settings.guard_view(self.config)
+        self.link.send(json.dumps(view | {"history": history} | dict(changes)).encode())
         self.recorded, self.recording = deque(), threading.Event()
         self.recording.set()
-        self.recorder = threading.Thread(target=self._record)
+        self.recorder = threading.Thread(target=self._record, daemon=True)  # a test that fails leaves its rig behind
         self.recorder.start()
-        self.wait_for(lambda s: s["state"] in ("IDLE", "LOCKOUT"))
+        try:
+            self.wait_for(lambda s: s["state"] in ("IDLE", "LOCKOUT"), patience_s)
+        except AssertionError:
+            self.close()
+            raise
 
     def _record(self):
         n = 0
@@ -104,7 +117,8 @@ class GuardRig:
         return ours
 
     def rows(self):
-        """What was recorded since the last call."""
+        """What was recorded since the last call, up to now."""
+        time.sleep(0.02)
         return [self.recorded.popleft() for _ in range(len(self.recorded))]
 
     def close(self):

@@ -63,7 +63,7 @@ def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, 
     (tmp_path / "other").mkdir()
     other = GuardRig(tmp_path / "other", bed="a-other")
     for rig in (guard, other):
-        rig.ask("arm", automatic=False)
+        rig.arm()
     os.kill(other.process.pid, signal.SIGSTOP)
     try:
         answer = calmloop("stop")
