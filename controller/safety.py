@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller import messages, supervisor
+from controller import guard, messages, supervisor
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ class Limit(NamedTuple):
     what : str
         In words.
     name : str
-        In `supervisor.HARD`, or a constant of `supervisor` or `messages`. A name with "min" is a least value, others are at most.
+        In `supervisor.HARD`, or a constant of `supervisor`, `guard` or `messages`. "min_..." is a least value, all others are at most.
     prescribed : str
         Where the settings' guard view has it; "trains.KEY" stands for that figure of the trains. Empty = no setting tightens it.
     device : str
@@ -222,7 +222,9 @@ REQUIREMENTS = (
     Requirement(
         "C1",
         "cannot be stopped",
-        "stop from anybody, in every state, heard before all else that waits; the last pulse within 50 ms of it (bench.faults measures)",
+        "stop from anybody, in every state, heard before all else that waits; the last pulse within 50 ms of it (bench.faults measures); "
+        "no answer of the device within {STOP_ANSWER_NS}: FAULT, switch it off by hand",
+        (Limit("stop confirmed", "STOP_ANSWER_NS"),),
     ),
     Requirement(
         "C2", "a start that overtakes a stop", "what was asked for before a stop is void after it; the id of a command counts once"
@@ -255,8 +257,8 @@ REQUIREMENTS = (
     Requirement(
         "E1",
         "output not known",
-        "no answer within {ACK_TIMEOUT_NS}: stop, FAULT, and what was sent counts as delivered",
-        (Limit("answer", "ACK_TIMEOUT_NS"),),
+        "no answer within {ACK_TIMEOUT_NS}: stop, said {MORE_STOPS} times more, FAULT, and what was sent counts as delivered",
+        (Limit("answer", "ACK_TIMEOUT_NS"), Limit("more stops", "MORE_STOPS")),
     ),
     Requirement("E2", "given twice", "no pulse and no train is ever sent again; nothing but a stop is repeated"),
     Requirement("E3", "electrode open or shorted", "the device's electrode error is a FAULT at once, before the next pulse"),
@@ -303,8 +305,9 @@ REQUIREMENTS = (
     Requirement(
         "G7",
         "deeds denied",
-        "commands, refusals, states, faults, settings are on the disk before they take effect; not there within {AUDIT_NS}: not armed",
-        (Limit("on the disk", "AUDIT_NS"),),
+        "arming is on the disk before it takes effect, within {AUDIT_NS} or not at all; no train begins while guard's rows wait longer "
+        "than {RECORD_LAG_NS}, or more than {MORE_TRAINS} train is not there yet",
+        (Limit("arming", "AUDIT_NS"), Limit("rows", "RECORD_LAG_NS"), Limit("trains not there", "MORE_TRAINS")),
     ),
     Requirement(
         "G8",
@@ -329,7 +332,7 @@ OTHERS = Requirement(  # figures to be signed that no number of the requirements
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 def figure(name: str) -> int | None:
     """Value of a hard limit or named constant; None where this build has none of that name."""
-    for place in (supervisor.HARD, supervisor, messages):
+    for place in (supervisor.HARD, supervisor, guard, messages):
         value = getattr(place, name, None)
         if type(value) is int:
             return value
@@ -400,7 +403,7 @@ def in_force(limit: Limit, view: dict[str, Any] | None = None, device: Stimulato
     device : StimulatorLimits, optional
         What the stimulator can do.
     """
-    least = "min" in limit.name.lower().split("_")
+    least = limit.name.startswith("min_")
     hard = figure(limit.name)
     layers = {} if hard is None else {HARD: hard}
     if device and limit.device:
