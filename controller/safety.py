@@ -1,7 +1,7 @@
 """Which safety requirements hold here, with which figure, who set it, and which test proves it: `calmloop safety`.
 
 `REQUIREMENTS` is data; a figure in a rule is taken from the code by its name, so words and code cannot drift apart. A limit may be set by
-three layers, each of which can only tighten: the code (`supervisor.HARD` and the named constants of the supervisor), the stimulator as its
+three layers, each of which can only tighten: the code (`limits.HARD` and the named constants of the supervisor), the stimulator as its
 maker states it, and the settings that a clinician signs. The tightest is in force; of equal ones the more basic one is named.
 
 Tests name the requirements that they prove: `@pytest.mark.safety("A1", ...)`. Only a source checkout has tests.
@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller import guard, messages, supervisor
+from controller import guard, limits, messages, supervisor
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ class Limit(NamedTuple):
     what : str
         In words.
     name : str
-        In `supervisor.HARD`, or a constant of `supervisor`, `guard` or `messages`. "min_..." is a least value, all others are at most.
+        In `limits.HARD`, or a constant of `limits`, `supervisor`, `guard`, `messages`. "min_..." is a least value, the others are at most.
     prescribed : str
         Where the settings' guard view has it; "trains.KEY" stands for that figure of the trains. Empty = no setting tightens it.
     device : str
@@ -332,7 +332,7 @@ OTHERS = Requirement(  # figures to be signed that no number of the requirements
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 def figure(name: str) -> int | None:
     """Value of a hard limit or named constant; None where this build has none of that name."""
-    for place in (supervisor.HARD, supervisor, guard, messages):
+    for place in (limits.HARD, limits, supervisor, guard, messages):
         value = getattr(place, name, None)
         if type(value) is int:
             return value

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from controller import safety, settings, supervisor
+from controller import limits, safety, settings, supervisor
 from controller.__main__ import main
 from controller.__main__ import parser as build_parser
 from drivers.stimulators import limits_of
@@ -51,9 +51,10 @@ def test_every_figure_is_in_this_build():
 
 def test_every_hard_limit_and_constant_is_to_be_signed():
     signed = {row["name"] for row in safety.limits_table()}
-    hard = {field.name for field in fields(supervisor.HARD)}
+    hard = {field.name for field in fields(limits.HARD)}
     units_and_sizes = {"MS", "S", "MINUTE", "DAY", "LOAD_OHM", "MAX_REASON_CHARS", "MAX_STARTS", "MAX_IDS"}
-    constants = {name for name, value in vars(supervisor).items() if name.isupper() and type(value) is int} - units_and_sizes
+    every = vars(limits) | vars(supervisor)
+    constants = {name for name, value in every.items() if name.isupper() and type(value) is int} - units_and_sizes
     assert hard | constants <= signed, sorted((hard | constants) - signed)
     assert all(row["status"] == "proposed, needs a clinician's signature" for row in safety.limits_table())
 
@@ -197,7 +198,7 @@ def test_limits(capsys):
     assert main(["safety", "--limits"]) == 0
     text = capsys.readouterr().out
     assert "proposed, needs a clinician's signature" in text
-    assert all(field.name in text for field in fields(supervisor.HARD))
+    assert all(field.name in text for field in fields(limits.HARD))
     assert "LEASE_NS                        200 ms          E4 F1 F2" in text
     assert main(["safety", "--limits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "proposed, needs a clinician's signature"
