@@ -25,6 +25,7 @@ MODULES = (
     "controller.messages",
     "controller.realtime",
     "controller.ring",
+    "controller.self_test",
     "controller.supervisor",
     "controller.wire",
     "drivers.base",

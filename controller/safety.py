@@ -1,7 +1,7 @@
 """Which safety requirements hold here, with which figure, who set it, and which test proves it: `calmloop safety`.
 
 `REQUIREMENTS` is data; a figure in a rule is taken from the code by its name, so words and code cannot drift apart. A limit may be set by
-three layers, each of which can only tighten: the code (`supervisor.HARD` and the named constants of the supervisor), the stimulator as its
+three layers, each of which can only tighten: the code (`limits.HARD` and the named constants of the supervisor), the stimulator as its
 maker states it, and the settings that a clinician signs. The tightest is in force; of equal ones the more basic one is named.
 
 Tests name the requirements that they prove: `@pytest.mark.safety("A1", ...)`. Only a source checkout has tests.
@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller import messages, supervisor
+from controller import guard, limits, messages, supervisor
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ class Limit(NamedTuple):
     what : str
         In words.
     name : str
-        In `supervisor.HARD`, or a constant of `supervisor` or `messages`. A name with "min" is a least value, others are at most.
+        In `limits.HARD`, or a constant of `limits`, `supervisor`, `guard`, `messages`. "min_..." is a least value, the others are at most.
     prescribed : str
         Where the settings' guard view has it; "trains.KEY" stands for that figure of the trains. Empty = no setting tightens it.
     device : str
@@ -222,7 +222,9 @@ REQUIREMENTS = (
     Requirement(
         "C1",
         "cannot be stopped",
-        "stop from anybody, in every state, heard before all else that waits; the last pulse within 50 ms of it (bench.faults measures)",
+        "stop from anybody, in every state, heard before all else that waits; the last pulse within 50 ms of it (bench.faults measures); "
+        "no answer of the device within {STOP_ANSWER_NS}: FAULT, switch it off by hand",
+        (Limit("stop confirmed", "STOP_ANSWER_NS"),),
     ),
     Requirement(
         "C2", "a start that overtakes a stop", "what was asked for before a stop is void after it; the id of a command counts once"
@@ -255,8 +257,8 @@ REQUIREMENTS = (
     Requirement(
         "E1",
         "output not known",
-        "no answer within {ACK_TIMEOUT_NS}: stop, FAULT, and what was sent counts as delivered",
-        (Limit("answer", "ACK_TIMEOUT_NS"),),
+        "no answer within {ACK_TIMEOUT_NS}: stop, said {MORE_STOPS} times more, FAULT, and what was sent counts as delivered",
+        (Limit("answer", "ACK_TIMEOUT_NS"), Limit("more stops", "MORE_STOPS")),
     ),
     Requirement("E2", "given twice", "no pulse and no train is ever sent again; nothing but a stop is repeated"),
     Requirement("E3", "electrode open or shorted", "the device's electrode error is a FAULT at once, before the next pulse"),
@@ -303,8 +305,9 @@ REQUIREMENTS = (
     Requirement(
         "G7",
         "deeds denied",
-        "commands, refusals, states, faults, settings are on the disk before they take effect; not there within {AUDIT_NS}: not armed",
-        (Limit("on the disk", "AUDIT_NS"),),
+        "arming is on the disk before it takes effect, within {AUDIT_NS} or not at all; no train begins while guard's rows wait longer "
+        "than {RECORD_LAG_NS}, or more than {MORE_TRAINS} train is not there yet",
+        (Limit("arming", "AUDIT_NS"), Limit("rows", "RECORD_LAG_NS"), Limit("trains not there", "MORE_TRAINS")),
     ),
     Requirement(
         "G8",
@@ -329,7 +332,7 @@ OTHERS = Requirement(  # figures to be signed that no number of the requirements
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 def figure(name: str) -> int | None:
     """Value of a hard limit or named constant; None where this build has none of that name."""
-    for place in (supervisor.HARD, supervisor, messages):
+    for place in (limits.HARD, limits, supervisor, guard, messages):
         value = getattr(place, name, None)
         if type(value) is int:
             return value
@@ -400,7 +403,7 @@ def in_force(limit: Limit, view: dict[str, Any] | None = None, device: Stimulato
     device : StimulatorLimits, optional
         What the stimulator can do.
     """
-    least = "min" in limit.name.lower().split("_")
+    least = limit.name.startswith("min_")
     hard = figure(limit.name)
     layers = {} if hard is None else {HARD: hard}
     if device and limit.device:
@@ -489,8 +492,10 @@ def table(view: dict[str, Any] | None = None, device: StimulatorLimits | None = 
     """Every requirement with its rule, limits in force and tests, as plain JSON; arguments as for `in_force`."""
     tests = proofs()
     rows = []
+    absent: set[str] = set()
     for requirement in REQUIREMENTS:
         limits = [in_force(limit, view, device) for limit in requirement.limits]
+        absent |= {one.limit.name for one in limits if one.value is None}
         rows.append(
             {
                 "number": requirement.number,
@@ -505,7 +510,7 @@ def table(view: dict[str, Any] | None = None, device: StimulatorLimits | None = 
         )
     unproved = [] if tests is None else [number for number in NUMBERS if not tests[number]]
     return {
-        "ok": not unproved,
+        "ok": not unproved and not absent,
         "device": device.model if device else None,
         "requirements": rows,
         "unproved": unproved,
@@ -595,4 +600,4 @@ def command(args: argparse.Namespace) -> int:
         device = limits_of(view["driver"])
     facts = table(view, device)
     print(json.dumps(facts | {"config": args.config}) if args.json else render(facts, args.config))
-    return 1 if facts["unproved"] else 0
+    return 0 if facts["ok"] else 1

