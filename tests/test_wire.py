@@ -89,6 +89,15 @@ def frame_of(pulse, number=0):
     return wrap(number, 2, config(phases(pulse), pulse.channel))
 
 
+def wrapped(payload):
+    """A payload that need not be lawful, with the right length and checksum."""
+    rest = int.from_bytes(payload, "big") << 16
+    for place in range(8 * len(payload) - 1, -1, -1):
+        rest ^= (0x11021 << place) * (rest >> place + 16 & 1)
+    head = b"".join(bytes((0x81, byte ^ 0x55)) for byte in struct.pack(">HH", len(payload) + 10, rest))
+    return b"\xf0" + head + payload + b"\x0f"
+
+
 # --- the makers' bytes and other people's -----------------------------------------------------------------------------------------
 MAKERS_PULSES = [
     (Pulse(1, 20_000, 250, 100), "F0 81 55 81 4E 81 D3 81 AF 04 02 82 81 5A A5 50 00 06 44 B0 00 81 5A A4 10 00 0F"),
@@ -418,11 +427,7 @@ def test_stuffing_that_is_not_called_for_stays(command, data, draws):
     stuffed = b"".join(
         bytes((byte,)) if (byte not in (0xF0, 0x0F, 0x81)) != (i == at) else bytes((0x81, byte ^ 0x55)) for i, byte in enumerate(payload)
     )
-    rest = int.from_bytes(stuffed, "big") << 16
-    for place in range(8 * len(stuffed) - 1, -1, -1):
-        rest ^= (0x11021 << place) * (rest >> place + 16 & 1)
-    head = b"".join(bytes((0x81, byte ^ 0x55)) for byte in struct.pack(">HH", len(stuffed) + 10, rest))
-    frame = b"\xf0" + head + stuffed + b"\x0f"
+    frame = wrapped(stuffed)
     with pytest.raises(WireError):
         wire._unwrap(frame)
     if not bare:
@@ -430,7 +435,11 @@ def test_stuffing_that_is_not_called_for_stays(command, data, draws):
             unwrap(frame)
 
 
-def test_longest_frame():
+def test_shortest_and_longest_frame():
+    assert wire._unwrap(wrapped(b"\x04\x04")) == (4, b"")
+    for payload in (b"", b"\x04", b"\x81\xa5"):
+        with pytest.raises(WireError, match=r"no command|not one whole"):
+            wire._unwrap(wrapped(payload))
     assert wire._unwrap(wrap(0, 9, bytes(1188))) == (9, bytes(1188))
     with pytest.raises(WireError, match="1201 bytes"):
         wire._unwrap(wrap(0, 9, bytes(1189)))
