@@ -2,6 +2,7 @@
 stimulator's own codec and by science-mode-4."""
 
 import ast
+import json
 import os
 import random
 import struct
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bench import wire as bench
 from controller import wire
 from controller.wire import Pulse, WireError, for_driver
 from drivers.base import DeviceNotFoundError, NotArmedError
@@ -565,6 +567,49 @@ def test_one_call_of_os_write_and_its_outcome_is_handed_on(monkeypatch, learnt, 
     else:
         assert check.write(42, frame) == outcome
     assert calls == [(42, frame)] and check.due is None  # what may have left counts as left
+
+
+# --- the bench --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.safety("A7", "A13")
+def test_hostile_frames():
+    counts = bench.attack(20_000, 20261125, for_driver("p24"))
+    assert counts["wrong"] == 0 and counts["pulse"] > 500 and counts["silent"] > 50
+    assert sum(counts[name] for name in ("refused", "pulse", "silent", "wrong")) == 20_000
+
+
+def test_attack_finds_a_planted_fault():
+    """A check that looks at the current alone; one that lets a second frame through behind the first; one that is not there."""
+
+    class Lax(wire.WireCheck):
+        def write(self, fd, data):
+            pulse = self._decode(data)
+            self.due = pulse if pulse and pulse.current_ua == self.due.current_ua else self.due
+            return super().write(fd, data)
+
+    class Half(wire.WireCheck):
+        def write(self, fd, data):
+            super().write(fd, data[: data.find(b"\x0f", 9) + 1])
+            return os.write(fd, data[data.find(b"\x0f", 9) + 1 :])
+
+    class Absent(wire.WireCheck):
+        def write(self, fd, data):
+            return os.write(fd, data)
+
+    for fault in (Lax, Half, Absent):
+        found = bench.attack(5000, 1, fault(for_driver("p24")._decode))
+        assert found["wrong"] > 0 and len(found["examples"]) == min(10, found["wrong"]), fault
+
+
+def test_bench_prints_writes_and_gates(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "wire.json"
+    assert bench.main(["--quick", "--frames", "100000", "--json", str(file)]) == 0
+    assert "0 wrong ones left" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["attack"]["frames"] == 1000 and written["cost"]["learnt"] == 120 * 64 and len(written["goals"]) == 2
+    monkeypatch.setattr(bench, "attack", lambda *_: written["attack"] | {"wrong": 1, "examples": ["due this, left that"]})
+    assert bench.main(["--quick"]) == 0 and bench.main(["--quick", "--gate"]) == 1
+    captured = capsys.readouterr()
+    assert "missed: attack: wrong" in captured.err and "left that" in captured.out
 
 
 def test_every_driver_has_its_wire_check():
