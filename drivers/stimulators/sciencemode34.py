@@ -406,8 +406,8 @@ class ScienceMode34:
     def stop(self) -> None:
         """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
 
-        Not every port can drop: an FTDI chip (RehaMove3) keeps what it has, a pty what its reader's side has taken in. There, what waits is
-        played when a stalled box goes on, up to this stop; so whoever triggers waits for each answer before the next pulse.
+        Not every port can drop: linux's usb-serial (FTDI, RehaMove3) cannot, a pty keeps what its reader's side has taken in. There, what
+        waits is played when a stalled box goes on, up to this stop; so whoever triggers waits for each answer before the next pulse.
         """
         self._armed = False
         self._stop_answered = False
@@ -499,13 +499,14 @@ class ScienceMode34:
 
     def _ask_who(self, command: Command, n_data_bytes: int, n_tries: int = N_TRIES, timeout_s: float = ANSWER_TIMEOUT_S) -> bytes:
         """Ask a question without side effects, again if need be."""
+        n_read_before = self._n_read_bytes
         for n_tries_left in reversed(range(n_tries)):
             try:
                 answer, data = self._ask(command, timeout_s=timeout_s)
             except AckTimeoutError:
                 if n_tries_left:
                     continue
-                if self._n_read_bytes:
+                if self._n_read_bytes > n_read_before:
                     raise DeviceMismatchError(f"{self.port}: something answers, but not as a {self._limits.model}") from None
                 raise
             if answer != command + 1 or data[0] != RESULT_OK or len(data) < n_data_bytes:
