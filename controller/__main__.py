@@ -194,7 +194,7 @@ def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
         if sys.stdin.readline().strip().lower() != "yes":
             print("not armed", file=sys.stderr)
             return SHORT
-    answer = messages.arm(bed, offer, not args.button_only, who)
+    answer = messages.confirm(bed, offer, not args.button_only, who)
     show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
     return GOOD if answer["ok"] else SHORT
 

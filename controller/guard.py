@@ -208,6 +208,7 @@ class Guard:
                     self.stimulator.disarm()
                     self.stop_check_ns = monotonic_ns()
         except DriverError as error:
+            self.check.due = None
             return 0, f"{type(error).__name__}: {error}"
         return 0, ""
 
@@ -484,7 +485,7 @@ class Guard:
         if do == "offer":
             return self.offer(now, who)
         if do == "arm":
-            return self.arm(client, command, now, who)
+            return self.confirm(client, command, now, who)
         if do == "disarm":
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
@@ -526,7 +527,7 @@ class Guard:
             "stimulator_identity": self.supervisor.identity,
         }
 
-    def arm(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
+    def confirm(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
         """Second step: what was offered is named, the electrodes were looked at, and it is on the disk before it takes effect."""
         if command.get("electrodes_checked") is not True:
             raise ValueError('arm needs "electrodes_checked": true from whoever has looked at patient, skin and pads [B3]')

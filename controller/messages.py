@@ -108,7 +108,7 @@ def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, 
     return answers[bed]
 
 
-def arm(bed: str, offer: dict[str, Any], automatic: bool, who: str) -> dict[str, Any]:
+def confirm(bed: str, offer: dict[str, Any], automatic: bool, who: str) -> dict[str, Any]:
     """Second step of arming: confirm what `ask(bed, {"do": "offer"})` has shown, after a look at patient, skin and electrodes.
 
     Raises

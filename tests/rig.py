@@ -59,7 +59,7 @@ class GuardRig:
         view = {
             "serial": "",
             "max_on_time_session_ns": 10**12,
-            "max_on_time_24h_ns": 10**12,
+            "max_on_time_24h_ns": 36*10**11,
             "max_pulses_session": 10000,
             "max_pulses_24h": 10000,
             "max_charge_session_nc": 10**9,
@@ -92,7 +92,7 @@ class GuardRig:
 
     def arm(self, automatic=False):
         offer = self.ask("offer")
-        return messages.arm(self.bed, offer, automatic, "test") if offer["ok"] else offer
+        return messages.confirm(self.bed, offer, automatic, "test") if offer["ok"] else offer
 
     def trigger(self):
         return messages.ask(self.bed, messages.press("test"))

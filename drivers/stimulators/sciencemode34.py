@@ -17,6 +17,7 @@ import re
 import select
 import struct
 import termios
+import threading
 import time
 from binascii import crc_hqx
 from collections import deque
@@ -292,6 +293,7 @@ ANSWER_TIMEOUT_S = 0.5
 N_TRIES = 2  # the first question after plugging in may get no answer (rehamove-integration-lib README)
 IDENTIFY_TIMEOUT_S = 0.2
 DISARM_TIMEOUT_S = 0.2
+CLOSE_TIMEOUT_S = 0.1
 READ_BYTES = 4096
 ASYNC_LOW_LATENCY = 0x2000  # linux/tty_flags.h: an FTDI chip then hands over answers within 1 ms, not 16
 PTY_MAJORS = range(136, 144)  # linux/major.h UNIX98_PTY_SLAVE_MAJOR
@@ -402,7 +404,11 @@ class ScienceMode34:
         return number
 
     def stop(self) -> None:
-        """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises."""
+        """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
+
+        Not every port can drop: linux's usb-serial (FTDI, RehaMove3) cannot, a pty keeps what its reader's side has taken in. There, what
+        waits is played when a stalled box goes on, up to this stop; so whoever triggers waits for each answer before the next pulse.
+        """
         self._armed = False
         self._stop_answered = False
         if self._fd < 0:
@@ -493,13 +499,14 @@ class ScienceMode34:
 
     def _ask_who(self, command: Command, n_data_bytes: int, n_tries: int = N_TRIES, timeout_s: float = ANSWER_TIMEOUT_S) -> bytes:
         """Ask a question without side effects, again if need be."""
+        n_read_before = self._n_read_bytes
         for n_tries_left in reversed(range(n_tries)):
             try:
                 answer, data = self._ask(command, timeout_s=timeout_s)
             except AckTimeoutError:
                 if n_tries_left:
                     continue
-                if self._n_read_bytes:
+                if self._n_read_bytes > n_read_before:
                     raise DeviceMismatchError(f"{self.port}: something answers, but not as a {self._limits.model}") from None
                 raise
             if answer != command + 1 or data[0] != RESULT_OK or len(data) < n_data_bytes:
@@ -588,8 +595,11 @@ class ScienceMode34:
         """Give the port back, whatever state it is in."""
         self._armed = False
         fd, self._fd = self._fd, -1
-        _try(lambda: termios.tcflush(fd, termios.TCIOFLUSH))  # or close() may wait 30 s for a stalled box to drain
-        os.close(fd)
+        _try(lambda: termios.tcflush(fd, termios.TCIOFLUSH))
+        # The kernel waits up to 30 s for a box that takes nothing more; we do not.
+        closer = threading.Thread(target=os.close, args=(fd,), daemon=True)
+        closer.start()
+        closer.join(CLOSE_TIMEOUT_S)
 
 
 def _open_port(port: str) -> tuple[int, dict[str, object]]:
