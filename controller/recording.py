@@ -32,7 +32,7 @@ SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
-    *("request", "event_id", "train", "current_ua", "duration_us", "cause"),
+    *("request", "event_id", "train", "current_ua", "duration_us", "cause", "rule", "level"),
 )
 # A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.
 CYCLE = np.dtype(
@@ -44,7 +44,7 @@ CYCLE = np.dtype(
     align=True,
 )
 TIME_FIELDS = ("sample_s", "onset_s", "evidence_s")
-DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")  # as kernels.ACTIVE..QUALITY
+DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality", "level")  # as kernels.ACTIVE..LEVEL
 FEEDBACK_FIELDS = ("code", "time", "request")
 
 
