@@ -37,6 +37,7 @@ RETRY_S = 0.5  # after a refusal
 ANSWER_S = 0.3  # beyond the train's own length without a word from guard, or beyond a look without its samples: give up waiting
 ARTEFACT_S = 0.005  # beyond the dead time: jitter of the pulses around their slots
 MARGIN_S = 0.002  # guard measures the look with its own clock reading, a little later than ours
+REQUEST_FIELDS = ("request", "event_id", "train", "current_ua", "duration_us", "cause", "rule", "level")
 MAX_LEVEL = 1e15  # no muscle's: what an integer surely holds
 
 WATCH, TRAIN, LOOK, REST = range(4)  # where the policy is within an event
@@ -90,8 +91,9 @@ def request_of(cycle: Any) -> StimRequest | None:
     """What a `recording.CYCLE` record, or a dictionary of its fields, asks for."""
     if not cycle["request"]:
         return None
-    numbers = (int(cycle[name]) for name in ("request", "event_id", "train", "current_ua", "duration_us", "cause", "rule", "level"))
-    return StimRequest(*numbers, onset_s=float(cycle["onset_s"]), evidence_s=float(cycle["evidence_s"]))
+    number, event_id, train, current_ua, duration_us, cause, rule, level = (int(cycle[name]) for name in REQUEST_FIELDS)
+    onset_s, evidence_s = float(cycle["onset_s"]), float(cycle["evidence_s"])
+    return StimRequest(number, event_id, train, current_ua, duration_us, cause, rule, level, onset_s, evidence_s)
 
 
 class PolicyState(NamedTuple):

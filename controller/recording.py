@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controller import settings
-from controller.policy import StimRequest, request_of
+from controller.policy import REQUEST_FIELDS, StimRequest, request_of
 from controller.xdf import StreamSpec, XdfWriter, read
 from drivers.base import Chunk, FileFormatError
 
@@ -32,7 +32,7 @@ SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
-    *("request", "event_id", "train", "current_ua", "duration_us", "cause", "rule", "level"),
+    *REQUEST_FIELDS,
 )
 # A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.
 CYCLE = np.dtype(
