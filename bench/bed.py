@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from bench import fast_clinic
 from controller import daemon, settings
@@ -24,7 +26,8 @@ def main() -> int:
     config = settings.load(args.config)
     view = settings.guard_view
     settings.guard_view = lambda config: view(fast_clinic.hurry(config))  # the session's settings.toml stays one that loads
-    return BenchDaemon(config, args.bed, daemon.Speaker(), lifeline=True).run()
+    journal = Path(args.config).with_name(f"dose-{os.getpid()}.sqlite")  # each start with no dose yet
+    return BenchDaemon(config, args.bed, daemon.Speaker(), lifeline=True, journal=journal).run()
 
 
 if __name__ == "__main__":

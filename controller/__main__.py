@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import sys
-from time import monotonic_ns
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller import messages
@@ -61,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", run_run, "bedside daemon: listens, guards, records")
     run.add_argument("config", help="settings file")
     run.add_argument("--bed", default="bed", help="name of the control socket (default bed)")
+    run.add_argument("--journal", type=Path, default=None, help="file of the dose journal (default: the bed's own, in the state folder)")
     run.add_argument("--lifeline", action="store_true", help="end when standard input ends, for programs that start a daemon")
 
     check = add("check", run_check, "say what a settings file means, or everything that is wrong with it")
@@ -85,8 +87,23 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--bed", default=None, help="which bed, where several are running")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
+            sub.add_argument(
+                "--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)"
+            )
         if name == "clear":
             sub.add_argument("reason", help="why it is safe to go on, in words")
+
+    dose = add("dose", run_dose, "what the bed's patient was given, in this session and in 24 h")
+    dose.add_argument("--bed", default="bed", help="whose journal (default bed)")
+    dose.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
+    dose.add_argument("--reset", metavar="REASON", help="count anew: a new patient is in the bed; only while no daemon holds the journal")
+
+    audit = commands.add_parser("audit", help="look for the first row that was changed, deleted, cut off or rewritten")
+    audits = audit.add_subparsers(required=True, metavar="COMMAND")
+    verify = audits.add_parser("verify", help="exit code 0: whole, 1: not, 2: cannot be told here", description=audit.description)
+    verify.add_argument("session", type=Path, help="folder of the session")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.set_defaults(run=run_audit_verify)
 
     replay = add("replay", run_replay, "recorded inputs through the very same steps: sessions are compared, other files give detections")
     replay.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings (NPZ, CSV, MAT, OpenSignals H5)")
@@ -107,6 +124,15 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
+
+    safety = add("safety", run_safety, "the safety requirements: rule, limit in force, who set it, the tests that prove it")
+    safety.add_argument("config", nargs="?", help="settings file; without it the hard limits alone")
+    which = safety.add_mutually_exclusive_group()
+    which.add_argument("--table", action="store_true", help="all requirements (the default)")
+    which.add_argument("--limits", action="store_true", help="the figures that a clinician must sign")
+
+    version = add("version", run_version, "which build this is: hashes of the modules that decide about output")
+    version.add_argument("--sbom", action="store_true", help="the installed software this stands on, as CycloneDX 1.5 JSON")
 
     bench = commands.add_parser("bench", help="measure; the benches live in the source checkout")
     bench.add_argument("name", help="which: latency ...")
@@ -130,12 +156,11 @@ def run_person(args: argparse.Namespace) -> int:
         names = [name for name in names if answers_status(name)]
         if len(names) != 1:
             raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
-    command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
-    if args.do == "trigger":
-        command["issued_ns"] = monotonic_ns()
-    elif args.do == "arm":
-        command["automatic"] = not args.button_only
-    elif args.do == "clear":
+    who = f"calmloop {args.do} ({getpass.getuser()})"
+    if args.do == "arm":
+        return run_arm(args, names[0], who)
+    command: dict[str, Any] = messages.press(who) if args.do == "trigger" else {"do": args.do, "who": who}
+    if args.do == "clear":
         command["reason"] = args.reason
     answers, gone = messages.ask_all(names, command)
     if args.do == "status":
@@ -149,6 +174,29 @@ def run_person(args: argparse.Namespace) -> int:
     if not answers or hung:
         return WRONG
     return GOOD if result["ok"] else SHORT
+
+
+def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
+    """Two steps: what would be armed is shown, and a person who has looked says yes."""
+    offer = messages.ask(bed, {"do": "offer", "who": who})
+    if not offer["ok"]:
+        show(args, {"ok": False, "beds": {bed: offer}, "gone": {}}, f"{bed}: {describe(offer)}")
+        return SHORT
+    if not args.electrodes_checked:
+        print(
+            "\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]),
+            file=sys.stderr,
+        )
+        if not sys.stdin.isatty():
+            print("arm needs --electrodes-checked where nobody can be asked", file=sys.stderr)
+            return WRONG
+        print("Patient, skin and electrodes looked at? Type yes to arm: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() != "yes":
+            print("not armed", file=sys.stderr)
+            return SHORT
+    answer = messages.arm(bed, offer, not args.button_only, who)
+    show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
+    return GOOD if answer["ok"] else SHORT
 
 
 def answers_status(bed: str) -> bool:
@@ -215,13 +263,15 @@ def run_run(args: argparse.Namespace) -> int:
         print(f"bed {args.bed!r} is running already: choose another name with --bed, or end that one", file=sys.stderr)
         return WRONG
     from controller import daemon, settings
+    from controller.audit import AuditError
+    from controller.journal import JournalError
 
     try:
-        config = settings.load(args.config)
-    except settings.SettingsError as error:
+        bedside = daemon.Daemon(settings.load(args.config), args.bed, daemon.Speaker(), args.lifeline, args.journal)
+    except (settings.SettingsError, AuditError, JournalError) as error:
         print(error, file=sys.stderr)
         return WRONG
-    return daemon.Daemon(config, args.bed, daemon.Speaker(), args.lifeline).run()
+    return bedside.run()
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -247,6 +297,75 @@ def run_simulate(args: argparse.Namespace) -> int:
     return demo.simulate_command(args)
 
 
+def run_dose(args: argparse.Namespace) -> int:
+    """The dose journal, to read or to reset."""
+    from sqlite3 import Error
+
+    from controller import dose
+    from controller.journal import Journal, JournalError, clock_now, default_path, look
+
+    path = args.journal or default_path(args.bed)
+    put_aside = None
+    try:
+        if args.reset is not None:
+            if not args.reset.strip():
+                raise JournalError("--reset needs a reason in words")
+            journal = Journal(path, replace_broken=True)
+            journal.reset(args.reset, getpass.getuser())
+            put_aside = journal.put_aside
+            journal.close()
+        rows, held = look(path)
+    except (JournalError, Error) as error:
+        show(args, {"ok": False, "error": str(error)}, str(error))
+        return WRONG
+    facts = dose.summary(rows, clock_now()) | {"journal": str(path), "daemon": held, "unclean_end": dose.is_open(rows) and not held}
+    lines = [f"the file that could not be trusted is now {put_aside}"] if put_aside else []
+    show(args, {"ok": True, **facts}, "\n".join([*lines, *dose_words(facts)]))
+    return GOOD
+
+
+def dose_words(facts: dict[str, Any]) -> list[str]:
+    """The dose in words."""
+    lines = [
+        f"{words}: {given['on_time_s']:.1f} s of stimulation, {given['pulses']} pulses, {given['charge_mc']:.2f} mC"
+        for words, given in (("this session", facts["session"]), ("last 24 h", facts["day"]))
+    ]
+    ago_s = facts["last_train_ended_s_ago"]
+    lines.append(
+        "no train" if ago_s is None else f"last train: {ago_s / 60:.0f} min ago" if ago_s > 120 else f"last train: {ago_s:.0f} s ago"
+    )
+    if facts["assumed_trains"]:
+        lines.append(f"of these {facts['assumed_trains']} trains are assumed: sessions or guards ended without saying what they did last")
+    if facts["lockout"]:
+        lines.append(f"LOCKED OUT: {facts['lockout']}")
+    if facts["unclean_end"]:
+        lines.append("the last session had no clean end: the next start adds two trains")
+    return lines
+
+
+def run_audit_verify(args: argparse.Namespace) -> int:
+    """Whether a session's audit is whole, by its own chain and by what the recording anchored of it."""
+    from controller import audit, recording
+    from drivers.base import FileFormatError
+
+    try:
+        anchors = recording.load(args.session).anchors()
+        head, bad = audit.verify(args.session / recording.AUDIT, audit.key(), anchors)
+    except (FileFormatError, audit.AuditError) as error:
+        show(args, {"ok": False, "error": str(error)}, f"cannot be verified here: {error}")
+        return WRONG
+    last = anchors[-1].rows if anchors else 0
+    facts = {"ok": bad is None, **head._asdict(), "anchored_rows": last, "first_bad_row": bad and bad._asdict()}
+    if bad:
+        text = f"NOT WHOLE: row {bad.row} {bad.why} ({head.rows} rows are there)"
+    else:
+        text = f"whole: {head.rows} rows, head {head.hmac}; " + (
+            f"anchored up to row {last}" if last else "nothing anchored: an end cut off would not show"
+        )
+    show(args, facts, text)
+    return SHORT if bad else GOOD
+
+
 def run_replay(args: argparse.Namespace) -> int:
     """Sessions are compared, other files give detections."""
     from controller import replay
@@ -259,6 +378,20 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_safety(args: argparse.Namespace) -> int:
+    """Requirements, limits in force, proofs."""
+    from controller import safety
+
+    return safety.command(args)
+
+
+def run_version(args: argparse.Namespace) -> int:
+    """Which build this is."""
+    from controller import build
+
+    return build.command(args)
 
 
 def run_bench(args: argparse.Namespace) -> int:

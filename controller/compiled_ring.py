@@ -24,7 +24,7 @@ class CompiledRing(NamedTuple):
     Attributes
     ----------
     header : (HEADER_WORDS,) uint64
-        Bytes ever written, bytes taken by the reader, records ever written.
+        Bytes ever written, bytes taken by the reader, records ever written, the last that is on the disk.
     data : (capacity,) uint8
     record : (1,) RECORD
         Scratch.

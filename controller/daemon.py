@@ -6,6 +6,7 @@ to it. When it dies, guard stops all output and ends (nothing is recorded, so no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
@@ -23,9 +24,9 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from controller import messages, realtime, recording, settings
-from controller.audit import Audit
+from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
+from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, default_path
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from controller.settings import Settings
 
 GUARD_RING_BYTES = 8 << 20
+LINK_BYTES = 1 << 20  # the dose of a day goes to guard as one message
 TURN_S = 0.01
 STATUS_S = 0.25
 MARK_S = 1.0
@@ -87,23 +89,35 @@ class Daemon:
         Takes one line of text for people.
     lifeline : bool
         End when standard input does: whoever started us is gone.
+    journal : Path or None
+        The dose journal; None = the bed's own.
+
+    Raises
+    ------
+    JournalError, AuditError
+        The dose journal or the audit's key cannot be used: nothing was started.
     """
 
     GUARD_MODULE, LOOP_MODULE = "controller.guard", "controller.loop"  # the children's programs; a bench starts its own
 
-    def __init__(self, config: Settings, bed: str, tell: Speaker, lifeline: bool = False) -> None:
+    def __init__(self, config: Settings, bed: str, tell: Speaker, lifeline: bool = False, journal: Path | None = None) -> None:
         os.umask(0o077)  # what is recorded of a person is nobody else's business
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
+        self.view = settings.guard_view(config)
+        key = audit.key(make=True)
+        self.journal = Journal(journal or default_path(bed))
         self.folder = recording.new_folder(Path(config.session.folder), bed)
         (self.folder / recording.SETTINGS).write_text(config.to_toml())
         self.recorder = recording.Recorder(self.folder, config)
-        self.audit = Audit(self.folder / recording.AUDIT)
+        self.audit = audit.Audit(self.folder / recording.AUDIT, key)
+        self.anchored = audit.Head(0, "")
         self.guard: Child | None = None
         self.loop: Child | None = None
         self.link: socket.socket | None = None
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
         self.exit_code = 0
+        self.drained = True  # every row of guard that was read is on the disk
         self.ending = ""
         self.started = time.monotonic()
         # the default stands in for settings that do not name a lateness
@@ -126,6 +140,7 @@ class Daemon:
             "late": "",
             "realtime": {},
             "rules": {},
+            "dose": {},
         }
         self.last_line, self.repeats = "", 0
 
@@ -134,18 +149,16 @@ class Daemon:
         """Serve until SIGINT or SIGTERM; returns the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
-        self.note("session", config=self.config.model_dump(mode="json"), bed=self.bed, pid=os.getpid())
-        self.start_guard()
-        self.start_loop()
-        mark_s = status_s = line_s = latency_s = time.monotonic()
         try:
+            self.begin()
+            mark_s = status_s = line_s = latency_s = time.monotonic()
             while not self.ending:
                 self.drain()
                 self.look_after_children()
                 now_s = time.monotonic()
                 if now_s - mark_s >= MARK_S:
                     mark_s = now_s
-                    self.recorder.mark()
+                    self.mark()
                 if now_s - status_s >= STATUS_S:
                     status_s = now_s
                     self.see_latency()
@@ -160,10 +173,28 @@ class Daemon:
                     self.ending = "whoever started us is gone"
                 time.sleep(TURN_S)
         except (OSError, sqlite3.Error) as error:  # disk full, disk gone: what cannot be recorded is not done
-            self.exit_code, self.ending = 1, f"recording failed: {error}"
+            self.exit_code, self.ending, self.drained = 1, f"recording failed: {error}", False
             self.tell(self.ending)
         self.end()
         return self.exit_code
+
+    def begin(self) -> None:
+        """The session's first notes, then guard and loop."""
+        if self.journal.begin(self.folder.name, dose.worst_train(self.view)):
+            self.tell(f"the last session of this bed had no clean end: {ASSUMED_TRAINS} trains are added to its dose, which goes on")
+        digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()
+        config = self.config.model_dump(mode="json")
+        self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), dose=self.see_dose())
+        self.start_guard()
+        self.start_loop()
+
+    def mark(self) -> None:
+        """Once a second: where the audit ends, a boundary to resynchronise at, everything on the disk."""
+        if self.audit.head != self.anchored:
+            self.anchored = self.audit.head
+            self.recorder.note(monotonic_ns() * 1e-9, {"what": recording.ANCHOR, **self.anchored._asdict()})
+        self.recorder.mark()
+        self.see_dose()
 
     def _on_signal(self, number: int, _: object) -> None:
         self.ending = self.ending or f"{signal.Signals(number).name} received"
@@ -182,15 +213,19 @@ class Daemon:
             self.drain()
             self.note_triggers()
             self.write_latency()
-            latency = self.telemetry.summary()
-            self.note("end", why=self.ending, records_lost=self.status["records_lost"], latency=latency, **self.audit.head)
+            why = {"why": self.ending, "records_lost": self.status["records_lost"], "latency": self.telemetry.summary()}
+            self.audit.add(monotonic_ns(), recording.END, **why, dose=self.see_dose())
+            self.recorder.note(monotonic_ns() * 1e-9, {"what": recording.END, **why, **self.audit.head._asdict()})
             self.recorder.close()
+            if self.drained and self.status["state"] not in OUTPUT_STATES:  # else what guard did last is not known
+                self.journal.end()
         except (OSError, sqlite3.Error) as error:
             self.tell(f"the end of the recording could not be written: {error}")
-        try:
-            self.audit.close()
-        except sqlite3.Error:
-            pass  # said already
+        for file in (self.audit, self.journal):
+            try:
+                file.close()
+            except sqlite3.Error:
+                pass  # said already
         messages.status_path(self.bed).unlink(missing_ok=True)
         self.tell(f"{self.ending}: output stopped; session in {self.folder}")
         self.tell.finish()
@@ -202,7 +237,8 @@ class Daemon:
         self.link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.guard = Child("guard", self.guards, self.GUARD_MODULE, GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
-        self.link.send(json.dumps(settings.guard_view(self.config)).encode())
+        self.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
+        self.link.send(json.dumps(self.view | {"history": self.journal.history()}).encode())
 
     def start_loop(self) -> None:
         """Start a loop, if there is anything to hear, and introduce it to guard."""
@@ -230,6 +266,8 @@ class Daemon:
             text = f"{child.name} {how}"
             self.tell(f"{text}; output has stopped or stops within the lease; a person must arm automatic mode again")
             self.note("child ended", name=child.name, how=how, number=child.number)
+            if child is self.guard:
+                self.see_guard_dead(text)
             if child.process.returncode == 2 and child.number == 1:  # it said what is wrong; trying again would say the same
                 self.exit_code, self.ending = 2, f"{child.name} could not start"
                 return
@@ -267,22 +305,55 @@ class Daemon:
         self.telemetry.see_cycles(cycles, now_ns)
         self.note_triggers()
         if self.guard:
-            with self.audit.together():
-                self.drain_guard(self.guard)
-        for child in (self.loop, self.guard):
-            if child and child.ring.lost:
-                self.status["records_lost"] += child.ring.lost
-                self.tell(f"{child.ring.lost} records of {child.name} were lost: the recording did not keep up")
-                self.note("records lost", name=child.name, number=child.ring.lost)
-                child.ring.lost = 0
+            self.drain_guard(self.guard)
+        if self.loop:
+            self.see_lost(self.loop)
 
     def drain_guard(self, guard: Child) -> None:
-        """Guard's events: recorded, audited, told."""
+        """Guard's events: recorded, audited, told, and their dose put down; then guard may know that they are on the disk."""
         rows = [json.loads(payload) | {"guard": guard.number} for _, payload in guard.ring.records()]
-        self.recorder.guard(rows)
-        self.telemetry.see_guard(rows, monotonic_ns())
-        for row in rows:
-            self.see_guard(row)
+        state = self.status["state"]
+        with self.audit.together():
+            self.recorder.guard(rows)
+            self.telemetry.see_guard(rows, monotonic_ns())
+            for row in rows:
+                self.see_guard(row)
+        dosed = self.journal.take(rows)
+        if guard.ring.lost:
+            dosed = self.journal.assume("rows of guard were lost") > 0
+            self.see_lost(guard)
+        if self.drained:
+            guard.ring.durable = guard.ring.number
+        if dosed:
+            self.see_dose()
+        if self.status["state"] != state:  # who looks sees the state within 250 ms (B8)
+            self.write_status()
+
+    def see_lost(self, child: Child) -> None:
+        """Count the records that went while we did not read, and say so."""
+        if child.ring.lost:
+            self.status["records_lost"] += child.ring.lost
+            self.tell(f"{child.ring.lost} records of {child.name} were lost: the recording did not keep up")
+            self.note("records lost", name=child.name, number=child.ring.lost)
+            child.ring.lost = 0
+
+    def see_guard_dead(self, how: str) -> None:
+        """Guard is gone, its rows are drained. Where it may have given a pulse that no row tells of, two trains are added to the dose.
+
+        Armed or stimulating in its last row: a train that was on has no row yet, and a first pulse may have left before its row was put.
+        In every other state nothing can be missing, since guard arms only after the row that says so is on the disk.
+        """
+        if self.status["state"] in OUTPUT_STATES:
+            n = self.journal.assume(how)
+            self.tell(f"{how} while armed: {n} trains are added to the dose")
+            self.note("dose assumed", why=how, dose=self.see_dose())
+        self.status.update(state="OFF", automatic=False, reason=how)
+        self.write_status()
+
+    def see_dose(self) -> dict[str, Any]:
+        """What the journal holds goes into the status."""
+        self.status["dose"] = summary = self.journal.summary()
+        return summary
 
     def see_cycles(self, cycles: list[recording.RecordedCycle]) -> None:
         """Take over what people want to know of the loop."""
@@ -361,8 +432,8 @@ class Daemon:
     def note(self, what: str, **detail: Any) -> None:
         """Write down something the daemon did or saw, in both files."""
         now_ns = monotonic_ns()
-        self.recorder.note(now_ns * 1e-9, {"what": what, **detail})
         self.audit.add(now_ns, what, **detail)
+        self.recorder.note(now_ns * 1e-9, {"what": what, **detail})
 
     # --- telling -------------------------------------------------------------------------------------------------------------
     def write_status(self) -> None:
@@ -374,6 +445,7 @@ class Daemon:
             "children": {child.name: child.process.pid for child in (self.guard, self.loop) if child},
             "bed": self.bed,
             "session": str(self.folder),
+            "journal": str(self.journal.path),
             "recorded": self.recorder.samples,
             "recording_bytes": (self.folder / recording.SIGNALS).stat().st_size,
             "disk_free_bytes": free_bytes,

@@ -141,14 +141,17 @@ def body(folder: Path, seed: int, source_id: str, *more: str) -> Bench:
 
 
 class LiveDaemon:
-    """`calmloop run` as a child, spoken to as anybody would: by its control socket and its status file."""
+    """`calmloop run` as a child, spoken to as anybody would: by its control socket and its status file.
+
+    Its dose journal is in `folder`: a demo counts for no patient.
+    """
 
     def __init__(self, config: Settings, bed: str, folder: Path, errors: IO[str] | None = None) -> None:
         path = folder / "settings.toml"
         path.write_text(config.to_toml())
         self.bed = bed
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--lifeline"],
+            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--journal", str(folder / "dose.sqlite"), "--lifeline"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             process_group=0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import struct
 import tempfile
@@ -57,6 +58,7 @@ RING_CYCLE, RING_GUARD, RING_LOOP_NOTE = 1, 2, 3
 # --- people's commands ------------------------------------------------------------------------------------------------------------
 MAX_COMMAND_BYTES = 4096
 STATUS_STALE_NS = 1_000_000_000
+ARM_S = 4.0  # until it is on the disk and the stimulator has confirmed
 
 
 class NoBedError(Exception):
@@ -106,6 +108,23 @@ def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, 
     if gone:
         raise NoBedError(gone[bed])
     return answers[bed]
+
+
+def arm(bed: str, offer: dict[str, Any], automatic: bool, who: str) -> dict[str, Any]:
+    """Second step of arming: confirm what `ask(bed, {"do": "offer"})` has shown, after a look at patient, skin and electrodes.
+
+    Raises
+    ------
+    NoBedError
+        Nobody listens, or no answer came in time.
+    """
+    named = {"offer": offer["offer"], "prescription_id": offer["prescription_id"], "electrodes_checked": True}
+    return ask(bed, {"do": "arm", **named, "automatic": automatic, "who": who}, ARM_S)
+
+
+def press(who: str) -> dict[str, Any]:
+    """A press of the button as a command: its own id, and when it was pressed, so that it counts once and never late."""
+    return {"do": "trigger", "id": secrets.randbits(52) | 1, "issued_ns": monotonic_ns(), "who": who}
 
 
 def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.0) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controller import settings
+from controller.audit import Head
 from controller.policy import REQUEST_FIELDS, StimRequest, request_of
 from controller.xdf import StreamSpec, XdfWriter, read
 from drivers.base import Chunk, FileFormatError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from controller.settings import Settings
 
 SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
+ANCHOR, END = "audit head", "end"  # notes that say where the audit ends
 
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
@@ -248,11 +250,19 @@ class Session:
         s = self.streams[stream]
         return np.ascontiguousarray(s.values[start : start + n]), s.stamps_s[start : start + n]
 
+    def notes(self) -> list[dict[str, Any]]:
+        """What the daemon had to say."""
+        return [json.loads(text) for text in self.streams["notes"].values]
+
     @property
     def end(self) -> dict[str, Any] | None:
         """The daemon's last note; None where the recording was cut before it."""
-        notes = [json.loads(text) for text in self.streams["notes"].values]
-        return notes[-1] if notes and notes[-1]["what"] == "end" else None
+        notes = self.notes()
+        return notes[-1] if notes and notes[-1]["what"] == END else None
+
+    def anchors(self) -> list[Head]:
+        """Where the audit ended, second by second."""
+        return [Head(note["rows"], note["hmac"]) for note in self.notes() if note["what"] in (ANCHOR, END)]
 
     def guard(self) -> Iterator[dict[str, Any]]:
         """Guard's rows in order."""

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import recording, settings
-from controller.audit import first_bad_row
+from controller import audit, recording, settings
 from controller.guard import event_from_dict
+from controller.limits import Device, prescription_from
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS
-from controller.supervisor import Supervisor, prescription_from
+from controller.supervisor import Supervisor
 from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatError
 
 if TYPE_CHECKING:
@@ -107,9 +107,11 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
     pulses: list[list[int]] = []  # what must be in the stream of pulses
     for i, row in enumerate(session.guard()):
         if "start_ns" in row:
-            supervisor = Supervisor(prescription_from(row["view"], row["current_step_ua"]))
-            if row["view"] != view:
-                result.differs(guard_event=i, field="prescription", recorded=row["view"], replayed=view)
+            supervisor = Supervisor(prescription_from(row["view"], Device(**row["device"])))
+            supervisor.remember(row["view"]["history"])
+            given = {name: value for name, value in row["view"].items() if name != "history"}  # what came before is no setting
+            if given != view:
+                result.differs(guard_event=i, field="prescription", recorded=given, replayed=view)
             continue
         if supervisor is None:
             result.differs(guard_event=i, field="start", recorded="an event before guard's start", replayed="")
@@ -141,9 +143,15 @@ def _check_frame(session: recording.Session, result: Result) -> None:
     if not path.is_file():
         result.notes.append("there is no audit beside the recording")
         return
-    bad = first_bad_row(path, session.end)
-    if bad is not None:
-        result.differs(field="audit", recorded=f"row {bad} is wrong or missing", replayed="")
+    try:
+        _, bad = audit.verify(path, audit.key(), session.anchors())
+    except audit.KeyMissingError as error:
+        result.notes.append(f"the audit cannot be verified here: {error}")
+    except audit.AuditError as error:
+        result.differs(field="audit", recorded=str(error), replayed="")
+    else:
+        if bad:
+            result.differs(field="audit", recorded=f"row {bad.row} {bad.why}", replayed="")
 
 
 # --- other recordings -------------------------------------------------------------------------------------------------------------

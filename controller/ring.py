@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADER_BYTES = 64
-HEADER_WORDS = 3  # of 8 bytes: written, taken, records
+HEADER_WORDS = 4  # of 8 bytes: written, taken, records, durable
 _RECORD = struct.Struct("<IIQ")  # payload length, kind, sequence number
 
 
@@ -34,12 +34,13 @@ class _Ring:
         self._head = self.memory[:8].cast("Q")  # bytes ever written; one aligned store publishes a record
         self._tail = self.memory[8:16].cast("Q")  # bytes that the reader has taken
         self._count = self.memory[16:24].cast("Q")  # records ever written
+        self._durable = self.memory[24:32].cast("Q")  # number of the last record that the reader has put on the disk
         self._data = self.memory[HEADER_BYTES:]
         self.capacity_bytes = size - HEADER_BYTES
 
     def close(self) -> None:
         """Let the memory go."""
-        for view in (self._head, self._tail, self._count, self._data, self.memory):
+        for view in (self._head, self._tail, self._count, self._durable, self._data, self.memory):
             view.release()
         self._map.close()
 
@@ -60,6 +61,16 @@ class RingWriter(_Ring):
         self._count[0] += 1
         at = self._copy(self._head[0], _RECORD.pack(len(payload), kind, self._count[0]))
         self._head[0] = self._copy(at, payload)
+
+    @property
+    def count(self) -> int:
+        """How many records were ever put; also the number of the last one."""
+        return self._count[0]
+
+    @property
+    def durable(self) -> int:
+        """Number of the last record that the reader said is on the disk: a power cut takes none up to it."""
+        return self._durable[0]
 
     @property
     def fill(self) -> float:
@@ -104,6 +115,20 @@ class RingReader(_Ring):
             self.lost += number - self._number - 1
             self._number = number
             yield kind, payload
+
+    @property
+    def number(self) -> int:
+        """Number of the last record that was read."""
+        return self._number
+
+    @property
+    def durable(self) -> int:
+        """Number of the last record that is on the disk; whoever puts it there sets this, and only then."""
+        return self._durable[0]
+
+    @durable.setter
+    def durable(self, number: int) -> None:
+        self._durable[0] = number
 
     def _resync(self) -> None:
         # record boundaries behind the head are unknown: start over at the head; the next number tells how many went

@@ -99,6 +99,7 @@ def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
     assert (difference["recorded"], difference["replayed"]) == (30.0, 31.0)
 
 
+@pytest.mark.safety("G8")
 def test_what_was_altered_around_the_decisions_is_found_too(demo_result, tmp_path):
     copy = tmp_path / "altered"
     shutil.copytree(Path(demo_result["session"]), copy)
@@ -229,6 +230,7 @@ def opens(ward):
     assert first_bad_row(ward.session / "audit.sqlite") is None
 
 
+@pytest.mark.safety("B1", "E4", "F2")
 def test_loop_killed(ward):
     killed_ns = ward.kill(ward.children["loop"])
     time.sleep(0.5)
@@ -248,6 +250,7 @@ def test_loop_killed(ward):
     opens(ward)
 
 
+@pytest.mark.safety("B1", "F2")
 def test_guard_killed(ward):
     killed_ns = ward.kill(ward.children["guard"])
     time.sleep(0.5)
@@ -267,6 +270,7 @@ def test_guard_killed(ward):
     opens(ward)
 
 
+@pytest.mark.safety("F2")
 def test_daemon_killed(ward):
     killed_ns = ward.kill(ward.daemon.popen.pid)
     time.sleep(0.5)
@@ -279,6 +283,7 @@ def test_daemon_killed(ward):
     opens(ward)
 
 
+@pytest.mark.safety("C7")
 def test_a_loop_that_stood_still_stimulates_nothing_late(quiet_ward):
     ward = quiet_ward
     go_s = ward.begin()

@@ -43,6 +43,7 @@ def test_people_commands_without_a_bed_say_so_and_exit_2():
         assert "running" in answer.stderr + answer.stdout
 
 
+@pytest.mark.safety("B8", "C1")
 def test_status_and_stop_of_a_live_guard(guard):
     answer = json.loads(calmloop("status", "--json").stdout)
     assert answer["beds"]["test"]["state"] == "IDLE"
@@ -57,6 +58,7 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert calmloop("clear", "nothing").returncode == 1
 
 
+@pytest.mark.safety("C1")
 def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, tmp_path):
     (tmp_path / "other").mkdir()
     other = GuardRig(tmp_path / "other", bed="a-other")
@@ -101,6 +103,7 @@ def test_check_explains_the_shipped_settings(name):
     assert json.loads(calmloop("check", f"config/{name}.toml", "--json").stdout)["ok"]
 
 
+@pytest.mark.safety("A12", "F9")
 def test_check_names_everything_that_is_wrong(tmp_path):
     path = tmp_path / "bad.toml"
     text = (ROOT / "config" / "demo.toml").read_text()

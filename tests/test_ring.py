@@ -60,6 +60,33 @@ def test_compiled_code_writes_the_same_records(ring):
     assert reader.lost == 0
 
 
+@pytest.mark.safety("A10", "G7")
+def test_what_is_durable_is_said_by_the_reader_and_seen_by_the_writer(ring):
+    writer, reader = ring
+    assert (writer.count, writer.durable) == (0, 0)
+    for i in range(300):
+        writer.put(1, bytes(i % 50))
+        compiled = compiled_ring.compiled(writer)
+        compiled_ring.publish(compiled, compiled_ring.begin(compiled, 1, 0))
+        assert writer.count == 2 * i + 2
+        assert len(list(reader.records())) == 2
+        assert writer.durable == 2 * i  # read is not yet durable
+        reader.durable = reader.number
+        assert writer.durable == writer.count
+    assert reader.lost == 0
+
+
+def test_lost_records_count_as_read_and_only_the_reader_knows_them(ring):
+    writer, reader = ring
+    for _ in range(1000):
+        writer.put(1, bytes(100))
+    list(reader.records())
+    writer.put(1, b"next")
+    assert list(reader.records()) == [(1, b"next")]
+    assert reader.number == writer.count == 1001
+    assert reader.lost == 1000
+
+
 def test_a_record_too_large_is_refused(ring):
     writer, _ = ring
     with pytest.raises(ValueError, match="too large"):

@@ -185,6 +185,7 @@ def test_deframer_counts_each_bad_frame():
     assert deframer.n_bad_frames == 5 and deframer.fault == "checksum"
 
 
+@pytest.mark.safety("A12")
 @pytest.mark.parametrize("points", [(), ((500, 500),) * 17, ((9, 500),), ((4096, 500),), ((20, 130_500),), ((20, 501),)])
 def test_illegal_points_are_not_encoded(points):
     with pytest.raises(LimitError):
@@ -238,6 +239,7 @@ def test_small_process_stays_small():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.safety("A12")
 @pytest.mark.parametrize(
     ("field", "value", "nearest"),
     [
@@ -279,6 +281,7 @@ def test_failed_prepare_keeps_what_was_prepared():
     assert device.status()["n_prepared_frames"] == 40 * 64
 
 
+@pytest.mark.safety("A7", "A13")
 @pytest.mark.parametrize("gap_us", [0, 10, 100])
 def test_every_prepared_frame_before_an_independent_judge(gap_us):
     device = ScienceMode34("/nowhere", "p24")
@@ -353,6 +356,7 @@ def events_within(device, seconds, n=1):
     return events
 
 
+@pytest.mark.safety("A7")
 @pytest.mark.parametrize("model", ["rehamove3", "p24"])
 def test_fifty_pulses_at_50_hz(connect, model):
     device, twin = connect(model=model)
@@ -378,6 +382,7 @@ def test_fifty_pulses_at_50_hz(connect, model):
     assert refused == [] and summary["pulses"] == 50 and summary["unbalanced"] == 0
 
 
+@pytest.mark.safety("B1")
 def test_nothing_leaves_before_arm_or_after_stop(connect):
     device, twin = connect()
     device.stop()
@@ -397,6 +402,7 @@ def test_nothing_leaves_before_arm_or_after_stop(connect):
     assert twin.end()[2]["pulses"] == 0
 
 
+@pytest.mark.safety("E2")
 def test_trigger_is_one_write(connect, monkeypatch):
     device, _ = connect()
     written, write = [], os.write
@@ -439,6 +445,7 @@ def test_doubtful_write_disarms(connect, monkeypatch, outcome, error):
         device.stop()
 
 
+@pytest.mark.safety("C1")
 def test_torn_frame_does_not_hide_the_stop(connect):
     device, twin = connect()
     os.write(device.fileno(), encode_ll_channel_config(9, 1, pulse_points(500, 500, 100))[:12])
@@ -448,6 +455,7 @@ def test_torn_frame_does_not_hide_the_stop(connect):
     assert len(refused) == 1 and summary["pulses"] == 0
 
 
+@pytest.mark.safety("C2", "E5")
 def test_stop_drops_what_a_stalled_box_has_not_read(connect):
     device, twin = connect()
     os.kill(twin.process.pid, signal.SIGSTOP)
@@ -463,6 +471,7 @@ def test_stop_drops_what_a_stalled_box_has_not_read(connect):
     assert twin.end()[2]["pulses"] == 0
 
 
+@pytest.mark.safety("B1", "F2")
 def test_box_left_on_is_switched_off_by_the_next_open(connect):
     device, twin = connect()
     os.close(device._fd)
@@ -475,12 +484,14 @@ def test_box_left_on_is_switched_off_by_the_next_open(connect):
     assert twin.end()[2]["pulses"] == 0
 
 
+@pytest.mark.safety("A13")
 def test_port_belongs_to_one(connect):
     device, _ = connect()
     with pytest.raises(DeviceNotFoundError, match="another program"):
         ScienceMode34(device.port).open()
 
 
+@pytest.mark.safety("E6")
 def test_other_model_is_refused(tmp_path):
     with running_twin(tmp_path, "--model", "p24") as twin, pytest.raises(DeviceMismatchError, match="not a RehaMove3"):
         ScienceMode34(twin.port, "rehamove3").open()
@@ -491,6 +502,7 @@ def test_silent_box(tmp_path):
         ScienceMode34(twin.port).open()
 
 
+@pytest.mark.safety("E6")
 def test_something_else_answers():
     master_fd, slave_fd = os.openpty()
     child = subprocess.Popen([sys.executable, "-c", "import os\nwhile os.read(0, 99): os.write(0, b'hello')"], stdin=master_fd)
@@ -504,6 +516,7 @@ def test_something_else_answers():
         os.close(slave_fd)
 
 
+@pytest.mark.safety("E3")
 @pytest.mark.parametrize(
     ("fault", "kinds", "code"),
     [

@@ -91,6 +91,7 @@ def problems(raw):
     return caught.value.problems
 
 
+@pytest.mark.safety("A1", "A2", "A3", "A4", "A8", "A9", "A12", "B4", "F9")
 @pytest.mark.parametrize(("table", "key", "least", "most", "step"), BOUNDS)
 def test_bounds(table, key, least, most, step):
     also = ALSO.get(key, WEAK)
@@ -151,6 +152,7 @@ def test_defaults():
     assert settings.emg_rules[0].design_snr_db == (4.0, 9.0, 15.0)
 
 
+@pytest.mark.safety("A12", "F9")
 @pytest.mark.parametrize(
     ("table", "key", "value", "words"),
     [
@@ -186,6 +188,7 @@ def test_whole_numbers_where_fractions_may_stand():
     assert build(demo({("trains", "current_ma"): 20, ("emg", "sample_rate_hz"): 2000})) == parse(DEMO)
 
 
+@pytest.mark.safety("F9")
 def test_unknown_keys():
     assert any(
         "pulse_rate = 50 is not a known key; did you mean pulse_rate_hz?" in line for line in problems(demo({("trains", "pulse_rate"): 50}))
@@ -201,6 +204,7 @@ def test_a_misspelt_key_is_one_problem():
     assert "did you mean refractory_s?" in line
 
 
+@pytest.mark.safety("A5", "A12", "F9")
 def test_missing():
     raw = demo()
     del raw["prescription"]["electrode_area_cm2"], raw["stimulator"], raw["emg"]["channels"]
@@ -218,6 +222,7 @@ def test_a_table_that_is_none(table, value):
         assert any(line.startswith(f"x.toml: [{table}]") or f"[[{table}]]" in line for line in problems(demo() | {table: value}))
 
 
+@pytest.mark.safety("F9")
 def test_all_errors_at_once_with_their_lines():
     text = DEMO
     for old, new in [
@@ -261,6 +266,7 @@ def test_mistakes_in_two_rules_are_told_apart():
     assert f"line {len((DEMO + second).splitlines())}: " in str(caught.value)
 
 
+@pytest.mark.safety("A1", "A4", "A5", "A12", "F9")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -287,6 +293,7 @@ def test_between_tables(changes, words):
     assert words in line
 
 
+@pytest.mark.safety("A5")
 def test_exactly_at_the_limits_between_tables():
     build(demo({("trains", "ramp_up_ms"): 400}))
     build(demo({("prescription", "max_event_s"): 0.5, ("prescription", "max_on_time_s_in_60_s"): 0.5}))
@@ -340,6 +347,7 @@ def test_train_names(name):
     assert any("the train's name must be" in line for line in problems(raw))
 
 
+@pytest.mark.safety("A5", "A6")
 def test_figures():
     settings = parse(DEMO)
     values = {one.name: one.value for one in figures(settings.trains["peroneal"], settings.prescription)}
@@ -355,6 +363,7 @@ def test_figures():
         assert (round(one.value, 2), one.exceeded) == (density, exceeded)
 
 
+@pytest.mark.safety("A6")
 def test_a_figure_at_its_limit():
     assert not module.Figure("a", 2.0, "", 2.0, "").exceeded
     assert module.Figure("a", 2.0, "", 2.0, "", False).exceeded
@@ -406,6 +415,7 @@ def test_guard_and_settings_agree_on_a_charge(charge_nc):
     assert view["max_charge_nc"] == charge_nc
 
 
+@pytest.mark.safety("A14")
 def test_both_copies_of_the_hard_limits_agree():
     hard = supervisor.HARD
     assert hard.max_current_ua == module.MAX_CURRENT_MA * 1000
@@ -427,6 +437,7 @@ def test_both_copies_of_the_hard_limits_agree():
     assert supervisor.MAX_TRIGGER_AGE_NS == module.MAX_SAMPLE_AGE_MS * 10**6
 
 
+@pytest.mark.safety("A4", "A5", "A6", "A14")
 @hypothesis_settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_guard_takes_every_dose_that_settings_take_and_no_other(data):
@@ -490,6 +501,7 @@ def test_byte_order_mark_and_windows_lines(tmp_path):
     assert load(tmp_path / "windows.toml") == parse(DEMO)
 
 
+@pytest.mark.safety("F9")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -531,18 +543,21 @@ def survives(make):
         json.dumps(summary(settings), allow_nan=False)
 
 
+@pytest.mark.safety("A12", "F9")
 @hypothesis_settings(max_examples=600, deadline=None)
 @given(st.dictionaries(st.sampled_from(PLACES), VALUES, min_size=1, max_size=3))
 def test_any_value_in_any_key(changes):
     survives(lambda: build(demo(changes)))
 
 
+@pytest.mark.safety("F9")
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.sampled_from([*module.TABLES, "other"]), VALUES | st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=2))
 def test_any_value_as_table(table, value):
     survives(lambda: build(demo() | {table: value}))
 
 
+@pytest.mark.safety("F9")
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_text_in_the_file(data):

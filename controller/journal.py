@@ -1,0 +1,275 @@
+"""The dose journal of a bed, on the disk: kept across restarts, kill -9 and power cuts (A10, F8). What its rows mean is `dose`'s.
+
+One SQLite file per bed, WAL with synchronous=FULL, moved into the file at each commit, so that a lost WAL costs one commit at most. Guard
+begins a train only while at most one earlier train is not on the disk yet; what an unclean end can hide is therefore two trains, and as
+much is assumed at the next start. A file that cannot be trusted, or is gone, is no dose of zero: nothing starts. Daemon only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from controller import dose
+from controller.audit import state_folder
+from controller.dose import Clock, Dose, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+KEEP_NS = dose.DAY + 60 * dose.MINUTE
+ASSUMED_TRAINS = 2  # that an unclean end can hide
+LOCK_S = 1.0  # `calmloop dose` looks at the lock for a moment, too
+OUTPUT_STATES = ("ARMED", "STIMULATING")
+_COLUMNS = "id, boot, monotonic_ns, utc_ns, kind, detail, digest"
+_TABLE = """CREATE TABLE IF NOT EXISTS dose (
+    id INTEGER PRIMARY KEY, boot TEXT NOT NULL, monotonic_ns INTEGER NOT NULL, utc_ns INTEGER NOT NULL,
+    kind TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT NOT NULL)"""
+
+
+class JournalError(Exception):
+    """The dose is not known, or somebody else writes it; the message names the file and what to do."""
+
+
+def clock_now() -> Clock:
+    """Tell the time."""
+    return Clock(Path("/proc/sys/kernel/random/boot_id").read_text().strip(), time.monotonic_ns(), time.time_ns())
+
+
+def default_path(bed: str) -> Path:
+    """Where a bed's journal is, unless somebody says otherwise."""
+    folder = state_folder() / "dose"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / f"{bed}.sqlite"
+
+
+class Journal:
+    """One bed's journal, held by one daemon. Every writing method raises `sqlite3.Error` where the disk does not take it.
+
+    Parameters
+    ----------
+    clock : callable
+        Tells the time.
+    replace_broken : bool
+        Put a file that cannot be trusted aside and begin anew: only a person who knows the dose may say so.
+
+    Raises
+    ------
+    JournalError
+        Another daemon holds it, or it cannot be trusted.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], Clock] = clock_now, replace_broken: bool = False) -> None:
+        self.path, self._clock = path, clock
+        self.put_aside: Path | None = None
+        self._lock = _lock(path)
+        try:
+            try:
+                self._open()
+            except JournalError:
+                if not replace_broken:
+                    raise
+                self._put_aside()
+                self._open()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _open(self) -> None:
+        used = os.fstat(self._lock).st_size > 0
+        if used and not self.path.exists():
+            raise _distrust(self.path, "it is gone, though it was in use")
+        try:
+            self._db = sqlite3.connect(self.path, isolation_level=None)
+            try:
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self.path.chmod(0o600)
+                self._db.execute(_TABLE)
+                self._first, self.rows = _read(self.path, self._db)
+                self.lockout = dose.lockout_of(self.rows)
+                if used and not self.rows:
+                    raise _distrust(self.path, "it is empty, though it was in use")
+            except BaseException:
+                self._db.close()
+                raise
+        except (sqlite3.Error, OSError, UnicodeError) as error:
+            raise _distrust(self.path, str(error)) from None
+
+    def _put_aside(self) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+        self.put_aside = self.path.with_name(f"{self.path.name}.broken-{stamp}")
+        for ending in ("", "-wal", "-shm"):
+            if (was := Path(f"{self.path}{ending}")).exists():
+                was.rename(f"{self.put_aside}{ending}")
+        os.ftruncate(self._lock, 0)
+
+    def begin(self, session: str, worst: Dose) -> int:
+        """A session begins; returns how many trains were assumed, since the last one had no clean end."""
+        assumed = self._assumed("unclean end") if dose.is_open(self.rows) else []
+        begun = {"name": session, "new": not assumed, "worst": list(worst), "lockout": self.lockout}
+        self._write([*assumed, ("session", begun)])
+        if not os.fstat(self._lock).st_size:
+            os.write(self._lock, b"in use\n")  # from now on an empty or missing file is a loss
+            os.fsync(self._lock)
+        return len(assumed)
+
+    def take(self, rows: Iterable[dict[str, Any]]) -> bool:
+        """Guard's rows: trains that are over, and lockouts; returns whether there was any."""
+        new: list[tuple[str, dict[str, Any]]] = []
+        lockout = self.lockout
+        for row in rows:
+            if "train" in row:
+                new.append(("train", dose.train_of(row["train"])))
+            verdict = row.get("verdict", {"state": ""})  # guard's first row has none
+            if verdict["state"] == "LOCKOUT" and not lockout:
+                lockout = (verdict["reasons"] or ["locked out"])[-1]
+                new.append(("lockout", {"lockout": lockout}))
+            elif verdict["state"] in OUTPUT_STATES and lockout:  # only a person who arms ends it
+                lockout = ""
+                new.append(("lockout", {"lockout": lockout}))
+        self._write(new)
+        return bool(new)
+
+    def assume(self, why: str) -> int:
+        """Guard ended, or its rows were lost, while a train may have been on: as much as can be hidden is added."""
+        assumed = self._assumed(why)
+        self._write(assumed)
+        return len(assumed)
+
+    def end(self) -> None:
+        """Clean end: every train of this session is in the journal."""
+        self._write([("end", {})])
+
+    def reset(self, reason: str, who: str) -> None:
+        """Another patient, or a dose that a person knows: history counts from here."""
+        self._write([("reset", {"reason": reason, "who": who, "lockout": ""})])
+
+    def history(self) -> dict[str, Any]:
+        """What guard must know of earlier; see `dose.history`."""
+        return dose.history(self.rows, self._clock())
+
+    def summary(self) -> dict[str, Any]:
+        """The dose for people."""
+        return dose.summary(self.rows, self._clock())
+
+    def close(self) -> None:
+        """Let the file go. Without `end` before, the end is an unclean one."""
+        try:
+            self._db.close()
+        finally:
+            os.close(self._lock)
+
+    def _assumed(self, why: str) -> list[tuple[str, dict[str, Any]]]:
+        """Two of the worst trains of the session, the last ending now, as far as there was time since the last train that is known."""
+        now = self._clock()
+        worst = Dose(*next(row.detail["worst"] for row in reversed(self.rows) if row.kind == "session"))
+        known_ns = max((train.end_ns for train in dose.given(self.rows, now)), default=now.monotonic_ns - dose.DAY)
+        assumed = []
+        for n in reversed(range(ASSUMED_TRAINS)):
+            start_ns, end_ns = (max(known_ns, now.monotonic_ns - k * worst.on_ns) for k in (n + 1, n))
+            train = {"start_ns": start_ns, "end_ns": end_ns, **worst._asdict(), "event_id": 0, "cause": 0}
+            assumed.append(("train", train | {"new_event": True, "automatic": True, "assumed": why}))
+        return assumed
+
+    def _write(self, new: list[tuple[str, dict[str, Any]]]) -> None:
+        """Append rows in one transaction; when a session begins, those that are too old to count go."""
+        if not new:
+            return
+        now = self._clock()
+        rows = [Row(now, kind, detail) for kind, detail in new]
+        kept, old = [*self.rows, *rows], 0
+        if new[-1][0] == "session":
+            young_ns = now.monotonic_ns - KEEP_NS
+            young = (i for i, shift in enumerate(dose.shifts(kept, now)) if kept[i].at.monotonic_ns + shift >= young_ns)
+            old = min(next(young), dose.session_start(kept))
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for number, row in enumerate(rows, self._first + len(self.rows)):
+                values = (number, *row.at, row.kind, json.dumps(row.detail))
+                self._db.execute("INSERT INTO dose VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, _digest(values)))
+            self._db.execute("DELETE FROM dose WHERE id < ?", (self._first + old,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._first, self.rows = self._first + old, kept[old:]
+        self.lockout = next((row.detail["lockout"] for row in reversed(rows) if "lockout" in row.detail), self.lockout)
+
+
+def look(path: Path) -> tuple[list[Row], bool]:
+    """The rows of a journal that a daemon may hold, and whether one does.
+
+    Raises
+    ------
+    JournalError
+        There is none, or it cannot be trusted.
+    """
+    if not path.exists():
+        raise JournalError(f"{path}: there is no dose journal")
+    try:
+        os.close(_lock(path, 0.0))
+        held = False
+    except JournalError:
+        held = True
+    try:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            return _read(path, db)[1], held
+        finally:
+            db.close()
+    except (sqlite3.Error, UnicodeError) as error:
+        raise _distrust(path, str(error)) from None
+
+
+def _lock(path: Path, patience_s: float = LOCK_S) -> int:
+    """Take the file beside the journal; SQLite's own locks would go with any second opening in one process."""
+    end = time.monotonic() + patience_s
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise JournalError(f"{path}.lock: {error.strerror}") from None
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                os.close(fd)
+                raise JournalError(f"{path}: another daemon holds this dose journal: end it, or name another bed or --journal") from None
+            time.sleep(0.05)
+
+
+def _read(path: Path, db: sqlite3.Connection) -> tuple[int, list[Row]]:
+    """Number of the first row, and all rows, each of them checked."""
+    checked = [str(row[0]) for row in db.execute("PRAGMA quick_check")]
+    if checked != ["ok"]:
+        raise _distrust(path, checked[0].splitlines()[-1])
+    rows: list[Row] = []
+    first = 1
+    for number, *values, digest in db.execute(f"SELECT {_COLUMNS} FROM dose ORDER BY id"):
+        first = first if rows else number
+        if number != first + len(rows) or _digest((number, *values)) != digest:
+            raise _distrust(path, f"row {number} is not what was written, or rows before it are missing")
+        boot, monotonic, utc, kind, detail = values
+        rows.append(Row(Clock(boot, monotonic, utc), kind, json.loads(detail)))
+    return first, rows
+
+
+def _digest(values: tuple[object, ...]) -> str:
+    return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=12).hexdigest()
+
+
+def _distrust(path: Path, why: str) -> JournalError:
+    return JournalError(
+        f"{path}: the dose of the last 24 h is not known: {why}. Nothing starts with it. When it is known that nobody was stimulated "
+        f"meanwhile, or for another patient: calmloop dose --journal '{path}' --reset 'REASON' (what is left of the file is kept beside it)"
+    )
