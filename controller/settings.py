@@ -340,7 +340,9 @@ def parse(text: str, name: str = "settings") -> Settings:
         place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", str(error))
         line, column = place.groups() if place else (None, None)
         where = f", line {line}, column {column}" if line else ""
-        raise SettingsError([f"{name}{where}: is not valid TOML: {str(error)[: place.start() if place else None]}"]) from None
+        words = str(error)[: place.start() if place else None]
+        hint = "; a key or a table stands twice: give it once" if re.match(r"Cannot (overwrite|declare)", words) else ""
+        raise SettingsError([f"{name}{where}: is not valid TOML: {words}{hint}"]) from None
     return _settings(raw, name, _line_numbers(text))
 
 
