@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # --- loop -> guard ----------------------------------------------------------------------------------------------------------------
 HEARTBEAT, REQUEST = 1, 2
-_TO_GUARD = struct.Struct("<10q")
+_TO_GUARD = struct.Struct("<12q")
 
 
 class ToGuard(NamedTuple):
-    """A heartbeat or a request for one train; fields as in `supervisor.Event`."""
+    """A heartbeat or a request for one train; fields as in `supervisor.Event` and, at the end, as in `policy.StimRequest`."""
 
     kind: int
     issued_ns: int
@@ -36,6 +36,8 @@ class ToGuard(NamedTuple):
     duration_us: int = 0
     cause: int = 0
     ok: int = 0
+    rule: int = 0
+    level: int = 0
 
     def pack(self) -> bytes:
         """As bytes."""
