@@ -366,9 +366,7 @@ class Guard:
             self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
             return
         if m.kind == messages.REQUEST:
-            self.take(
-                Event(Kind.REQUEST, now, *m[1:9], rule=getattr(m, "rule", 0), level=getattr(m, "level", 0))
-            )  # the same fields in the same order, but for `ok`
+            self.take(Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level))  # the same fields in the same order, but for `ok`
         elif m.kind == messages.HEARTBEAT:
             self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
         else:

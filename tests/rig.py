@@ -56,16 +56,7 @@ class GuardRig:
         self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), ring_fd), stderr=subprocess.PIPE, text=True)
         os.close(ring_fd)
         theirs.close()
-        view = {
-            "serial": "",
-            "max_on_time_session_ns": 10**12,
-            "max_on_time_24h_ns": 36*10**11,
-            "max_pulses_session": 10000,
-            "max_pulses_24h": 10000,
-            "max_charge_session_nc": 10**9,
-            "max_charge_24h_nc": 10**9,
-        } | settings.guard_view(self.config)
-        self.link.send(json.dumps(view | {"history": history} | dict(changes)).encode())
+        self.link.send(json.dumps(settings.guard_view(self.config) | {"history": history} | dict(changes)).encode())
         self.recorded, self.recording = deque(), threading.Event()
         self.recording.set()
         self.recorder = threading.Thread(target=self._record, daemon=True)  # a test that fails leaves its rig behind
