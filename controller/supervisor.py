@@ -243,7 +243,7 @@ def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
     return (*starts, now)
 
 
-_end_of = itemgetter(1)
+_start_of, _end_of = itemgetter(0), itemgetter(1)
 _CAUSE_WORDS: dict[int, str] = {Cause.EMG: "emg", Cause.FORCE: "force", Cause.MANUAL: "manual"}
 _AUTOMATIC = (Cause.EMG, Cause.FORCE)
 _SEVERITY = {Output.NONE: 0, Output.PULSE: 1, Output.ARM: 2, Output.DISARM: 3, Output.STOP: 4}
@@ -381,7 +381,7 @@ class Supervisor:
             for start, end in rows:
                 self.trains = (*self.trains, (start, end, self.on_time_total_ns))
                 self.on_time_total_ns += end - start
-            self.minutes = tuple((start, Dose(on_ns, charge_nc, pulses)) for start, on_ns, charge_nc, pulses in minutes)
+            self.minutes = tuple(sorted((start, Dose(on_ns, charge_nc, pulses)) for start, on_ns, charge_nc, pulses in minutes))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the dose history cannot be read: {type(error).__name__}: {error} [A10, F8]") from None
         self.day = _sum(dose for _, dose in self.minutes)
@@ -965,14 +965,15 @@ class Supervisor:
         self._to(SafetyState.ARMED, reason or "armed: the last train is over")
 
     def _add_to_day(self, given: Dose, now: int) -> None:
-        kept = tuple(row for row in self.minutes if row[0] > now - (DAY + 1) * MINUTE)
+        old = bisect_right(self.minutes, now - (DAY + 1) * MINUTE, key=_start_of)
+        gone, kept = _sum(dose for _, dose in self.minutes[:old]), self.minutes[old:]
         if kept and now - kept[-1][0] < MINUTE:
             begun, earlier = kept[-1]
-            kept = (*kept[:-1], (begun, _sum((earlier, given))))
+            self.minutes = (*kept[:-1], (begun, _sum((earlier, given))))
         else:
-            kept = (*kept, (now, given))
-        self.minutes = kept
-        self.day = _sum(dose for _, dose in kept)
+            self.minutes = (*kept, (now, given))
+        on_ns, charge_nc, pulses = _sum((self.day, given))
+        self.day = Dose(on_ns - gone.on_ns, charge_nc - gone.charge_nc, pulses - gone.pulses)
 
     # --- small things --------------------------------------------------------------------------------------------------------
     def _forget_currents(self) -> None:

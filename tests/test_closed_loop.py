@@ -241,7 +241,7 @@ def test_loop_killed(ward):
     n = len(ward.pulses())
     # the button works, once the refractory time of the train that was cut is over
     answers = []
-    press = lambda: answers.append(messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()}))  # noqa: E731
+    press = lambda: answers.append(messages.ask("ward", messages.press("test")))  # noqa: E731
     ward.wait_for(lambda: press() or answers[-1]["ok"], 5)
     time.sleep(0.7)
     assert len(ward.pulses()) > n + 5  # a machine under load withholds some, and counts them
@@ -264,7 +264,7 @@ def test_guard_killed(ward):
             return False
 
     ward.wait_for(up, 30)
-    assert not messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"]
+    assert not messages.ask("ward", messages.press("test"))["ok"]
     assert "guard was killed by SIGKILL" in ward.said()
     ward.daemon.end()
     opens(ward)
