@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
-from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, default_path
+from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -172,7 +172,7 @@ class Daemon:
                 if self.lifeline and select.select([sys.stdin], [], [], 0)[0] and not sys.stdin.readline():
                     self.ending = "whoever started us is gone"
                 time.sleep(TURN_S)
-        except (OSError, sqlite3.Error) as error:  # disk full, disk gone: what cannot be recorded is not done
+        except (OSError, sqlite3.Error, JournalError) as error:  # disk full, disk gone: what cannot be recorded is not done
             self.exit_code, self.ending, self.drained = 1, f"recording failed: {error}", False
             self.tell(self.ending)
         self.end()
@@ -219,7 +219,7 @@ class Daemon:
             self.recorder.close()
             if self.drained and self.status["state"] not in OUTPUT_STATES:  # else what guard did last is not known
                 self.journal.end()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, JournalError) as error:
             self.tell(f"the end of the recording could not be written: {error}")
         for file in (self.audit, self.journal):
             try:

@@ -124,13 +124,15 @@ def history(rows: Sequence[Row], now: Clock) -> dict[str, Any]:
     minutes: dict[int, list[Dose]] = defaultdict(list)
     for train in trains:
         minutes[train.end_ns // MINUTE * MINUTE].append(train.dose)
-    events = [train for train in trains if train.new_event and train.start_ns > now_ns - 60 * MINUTE]
+    # an assumed train may have begun as late as it ended
+    events = [(t.end_ns if t.assumed else t.start_ns, t.automatic) for t in trains if t.new_event]
+    events = sorted(event for event in events if event[0] > now_ns - 60 * MINUTE)
     return {
         "trains": _apart(sorted([t.start_ns, t.end_ns] for t in trains if t.end_ns > now_ns - 5 * MINUTE)),
         "minutes": [[start_ns, *total(minutes[start_ns])] for start_ns in sorted(minutes) if start_ns > now_ns - DAY - MINUTE],
         "session": [*total(train.dose for train in trains if train.in_session)],
-        "events": sorted(train.start_ns for train in events),
-        "auto_events": sorted(train.start_ns for train in events if train.automatic),
+        "events": [start_ns for start_ns, _ in events],
+        "auto_events": [start_ns for start_ns, automatic in events if automatic],
         "lockout": lockout_of(rows),
     }
 
