@@ -369,8 +369,8 @@ def at_least(remembered, true):
     return all(a >= b for a, b in zip(remembered, true, strict=True))
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
-@given(st.lists(operations, max_size=40))
+@hypothesis_settings(max_examples=300, deadline=None)
+@given(st.lists(operations, min_size=5, max_size=40))
 @pytest.mark.safety("A10", "F8")
 def test_the_history_is_never_less_than_the_truth(tmp_path_factory, ops):
     bed = Bed(tmp_path_factory.mktemp("bed") / "bed.sqlite")
