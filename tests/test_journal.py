@@ -187,6 +187,38 @@ def test_what_is_older_than_a_day_goes_and_the_session_stays_whole(path, world):
     assert day(opened(path, world).history()).pulses == 23 * 25  # and the shorter file is a whole one
 
 
+@pytest.mark.parametrize("lead_ns", [0, 1, S, 59 * S])
+@pytest.mark.safety("A10")
+def test_a_train_counts_until_all_of_it_is_older_than_the_window(path, world, lead_ns):
+    journal = opened(path, world)
+    world.now_ns += MINUTE - world.clock().monotonic_ns % MINUTE - S + lead_ns  # the train straddles a minute's edge, or begins at one
+    end_ns = world.now_ns + 2 * S
+    give(journal, world, 2 * S)
+    world.now_ns = end_ns + 5 * MINUTE - 1
+    assert journal.history()["trains"]
+    world.now_ns += 1
+    assert not journal.history()["trains"]
+    world.now_ns = end_ns + DAY - 1
+    assert journal.summary()["day"]["pulses"] == day(journal.history()).pulses == 25
+    journal.end()
+    journal.close()
+    assert day(opened(path, world).history()).pulses == 25  # nor was it let go by the new session
+    world.now_ns += 2 * MINUTE
+    assert day(journal.history()).pulses == 0
+
+
+def test_a_session_of_two_days_keeps_its_dose_over_an_unclean_end(path, world):
+    journal = opened(path, world)
+    give(journal, world)
+    world.now_ns += 2 * DAY
+    journal.close()
+    journal = opened(path, world)
+    assert journal.history()["session"][2] == 25 + 2 * WORST.pulses
+    journal.close()
+    world.now_ns += 2 * DAY
+    assert opened(path, world).history()["session"][2] == 25 + 4 * WORST.pulses
+
+
 def test_the_worst_train_is_the_longest_and_strongest_of_all():
     view = settings.guard_view(settings.load(ROOT / "config" / "demo.toml"))
     assert dose.worst_train(view) == Dose(500_000_000, 25 * 10_000, 25)
