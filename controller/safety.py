@@ -288,7 +288,8 @@ REQUIREMENTS = (
         "F3",
         "loop slow",
         "signs of life more than {LATE_NS} late are counted; one {VERY_LATE_NS} late, or more than {MAX_LATE} in {LATE_WINDOW_NS}: "
-        "automatic mode pauses until none was late for {PUNCTUAL_NS}; at {PAUSES} pauses in {PAUSES_NS} it is off. Real-time priority is asked for, a refusal shown",
+        "automatic mode pauses until none was late for {PUNCTUAL_NS}; {PAUSES} pauses in {PAUSES_NS}: off. "
+        "Real-time priority is asked for, a refusal shown",
         (
             Limit("late, counted", "LATE_NS"),
             Limit("late, pause", "VERY_LATE_NS"),
