@@ -172,7 +172,7 @@ def test_no_other_rule_gives_the_train_that_made_the_muscle_stronger(treat):
     def chunk(at_ns):
         """A spasm of 3.25 s each 8 s; force follows with 150 ms."""
         nonlocal force
-        active = 0 <= at_ns - bed.spasm_ns and (at_ns - bed.spasm_ns) % 8_000_000_000 < 3_250_000_000
+        active = at_ns - bed.spasm_ns >= 0 and (at_ns - bed.spasm_ns) % 8_000_000_000 < 3_250_000_000
         force += (10.0 * active - force) * 0.002 / 0.15
         c = calm(at_ns)
         emg_uv = c.emg_uv if active or at_ns < bed.spasm_ns else c.emg_uv * NOISE_UV / (SPASM_UV * bed.strength)
