@@ -299,8 +299,6 @@ def run_simulate(args: argparse.Namespace) -> int:
 
 def run_dose(args: argparse.Namespace) -> int:
     """The dose journal, to read or to reset."""
-    from sqlite3 import Error
-
     from controller import dose
     from controller.journal import Journal, JournalError, clock_now, default_path, look
 
@@ -315,7 +313,7 @@ def run_dose(args: argparse.Namespace) -> int:
             put_aside = journal.put_aside
             journal.close()
         rows, held = look(path)
-    except (JournalError, Error) as error:
+    except JournalError as error:
         show(args, {"ok": False, "error": str(error)}, str(error))
         return WRONG
     facts = dose.summary(rows, clock_now()) | {"journal": str(path), "daemon": held, "unclean_end": dose.is_open(rows) and not held}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
-from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, default_path
+from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -172,7 +172,7 @@ class Daemon:
                 if self.lifeline and select.select([sys.stdin], [], [], 0)[0] and not sys.stdin.readline():
                     self.ending = "whoever started us is gone"
                 time.sleep(TURN_S)
-        except (OSError, sqlite3.Error) as error:  # disk full, disk gone: what cannot be recorded is not done
+        except (OSError, sqlite3.Error, JournalError) as error:  # disk full, disk gone: what cannot be recorded is not done
             self.exit_code, self.ending, self.drained = 1, f"recording failed: {error}", False
             self.tell(self.ending)
         self.end()
@@ -217,9 +217,9 @@ class Daemon:
             self.audit.add(monotonic_ns(), recording.END, **why, dose=self.see_dose())
             self.recorder.note(monotonic_ns() * 1e-9, {"what": recording.END, **why, **self.audit.head._asdict()})
             self.recorder.close()
-            if self.drained and self.status["state"] not in OUTPUT_STATES:  # else what guard did last is not known
+            if self.drained and not self.may_hide_trains():
                 self.journal.end()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, JournalError) as error:
             self.tell(f"the end of the recording could not be written: {error}")
         for file in (self.audit, self.journal):
             try:
@@ -338,17 +338,21 @@ class Daemon:
             child.ring.lost = 0
 
     def see_guard_dead(self, how: str) -> None:
-        """Guard is gone, its rows are drained. Where it may have given a pulse that no row tells of, two trains are added to the dose.
-
-        Armed or stimulating in its last row: a train that was on has no row yet, and a first pulse may have left before its row was put.
-        In every other state nothing can be missing, since guard arms only after the row that says so is on the disk.
-        """
-        if self.status["state"] in OUTPUT_STATES:
+        """Guard is gone, its rows are drained. Where it may have given a pulse that no row tells of, two trains are added to the dose."""
+        if self.may_hide_trains():
             n = self.journal.assume(how)
             self.tell(f"{how} while armed: {n} trains are added to the dose")
             self.note("dose assumed", why=how, dose=self.see_dose())
         self.status.update(state="OFF", automatic=False, reason=how)
         self.write_status()
+
+    def may_hide_trains(self) -> bool:
+        """Whether a guard that is gone may have given what no row tells of.
+
+        Armed or stimulating in its last row: a train that was on has no row yet, and a first pulse may have left before its row was put.
+        In every other state nothing can be missing, since guard arms only after the row that says so is on the disk.
+        """
+        return self.guard is not None and (self.status["state"] in OUTPUT_STATES or self.guard.ring.behind > 0)
 
     def see_dose(self) -> dict[str, Any]:
         """What the journal holds goes into the status."""

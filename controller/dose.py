@@ -44,15 +44,17 @@ class Row(NamedTuple):
 
 
 class Given(NamedTuple):
-    """One train on the clock of now."""
+    """One train on the clock of now. An assumed one counts from when it was assumed: nobody knows when it was."""
 
     start_ns: int
     end_ns: int
+    event_ns: int
+    counts_ns: int
     dose: Dose
     new_event: bool
     automatic: bool
     in_session: bool
-    assumed: str
+    assumed: bool
 
 
 def train_of(said: dict[str, Any]) -> dict[str, Any]:
@@ -109,8 +111,9 @@ def given(rows: Sequence[Row], now: Clock) -> list[Given]:
         if row.kind == "train" and i >= reset:
             t = row.detail
             dose = Dose(t.get("on_ns", t["end_ns"] - t["start_ns"]), t["charge_nc"], t["pulses"])
-            where = (t["start_ns"] + shift, t["end_ns"] + shift)
-            trains.append(Given(*where, dose, t["new_event"], t["automatic"], i >= began, t.get("assumed", "")))
+            start_ns, end_ns, written_ns = (ns + shift for ns in (t["start_ns"], t["end_ns"], row.at.monotonic_ns))
+            counts = (written_ns, written_ns) if "assumed" in t else (start_ns, end_ns)
+            trains.append(Given(start_ns, end_ns, *counts, dose, t["new_event"], t["automatic"], i >= began, "assumed" in t))
     return trains
 
 
@@ -123,14 +126,14 @@ def history(rows: Sequence[Row], now: Clock) -> dict[str, Any]:
     trains, now_ns = given(rows, now), now.monotonic_ns
     minutes: dict[int, list[Dose]] = defaultdict(list)
     for train in trains:
-        minutes[train.end_ns // MINUTE * MINUTE].append(train.dose)
-    events = [train for train in trains if train.new_event and train.start_ns > now_ns - 60 * MINUTE]
+        minutes[train.counts_ns // MINUTE * MINUTE].append(train.dose)
+    events = sorted((train.event_ns, train.automatic) for train in trains if train.new_event and train.event_ns > now_ns - 60 * MINUTE)
     return {
         "trains": _apart(sorted([t.start_ns, t.end_ns] for t in trains if t.end_ns > now_ns - 5 * MINUTE)),
         "minutes": [[start_ns, *total(minutes[start_ns])] for start_ns in sorted(minutes) if start_ns > now_ns - DAY - MINUTE],
         "session": [*total(train.dose for train in trains if train.in_session)],
-        "events": sorted(train.start_ns for train in events),
-        "auto_events": sorted(train.start_ns for train in events if train.automatic),
+        "events": [start_ns for start_ns, _ in events],
+        "auto_events": [start_ns for start_ns, automatic in events if automatic],
         "lockout": lockout_of(rows),
     }
 
@@ -140,7 +143,7 @@ def summary(rows: Sequence[Row], now: Clock) -> dict[str, Any]:
     trains = given(rows, now)
     past = {
         "session": total(train.dose for train in trains if train.in_session),
-        "day": total(train.dose for train in trains if train.end_ns > now.monotonic_ns - DAY),
+        "day": total(train.dose for train in trains if train.counts_ns > now.monotonic_ns - DAY),
     }
     return {
         **{
@@ -149,7 +152,7 @@ def summary(rows: Sequence[Row], now: Clock) -> dict[str, Any]:
         },
         "lockout": lockout_of(rows),
         "last_train_ended_s_ago": round((now.monotonic_ns - trains[-1].end_ns) / 1e9, 1) if trains else None,
-        "assumed_trains": sum(bool(train.assumed) for train in trains if train.end_ns > now.monotonic_ns - DAY),
+        "assumed_trains": sum(train.assumed for train in trains if train.counts_ns > now.monotonic_ns - DAY),
     }
 
 

@@ -34,7 +34,7 @@ _TABLE = """CREATE TABLE IF NOT EXISTS dose (
 
 
 class JournalError(Exception):
-    """The dose is not known, or somebody else writes it; the message names the file and what to do."""
+    """The dose is not known, cannot be written, or somebody else writes it; the message names the file and what to do."""
 
 
 def clock_now() -> Clock:
@@ -50,7 +50,7 @@ def default_path(bed: str) -> Path:
 
 
 class Journal:
-    """One bed's journal, held by one daemon. Every writing method raises `sqlite3.Error` where the disk does not take it.
+    """One bed's journal, held by one daemon. Every writing method raises `JournalError` where the disk does not take it.
 
     Parameters
     ----------
@@ -189,17 +189,17 @@ class Journal:
             young_ns = now.monotonic_ns - KEEP_NS
             young = (i for i, shift in enumerate(dose.shifts(kept, now)) if kept[i].at.monotonic_ns + shift >= young_ns)
             old = min(next(young), dose.session_start(kept))
-        self._db.execute("BEGIN IMMEDIATE")
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             for number, row in enumerate(rows, self._first + len(self.rows)):
                 values = (number, *row.at, row.kind, json.dumps(row.detail))
                 self._db.execute("INSERT INTO dose VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, _digest(values)))
             self._db.execute("DELETE FROM dose WHERE id < ?", (self._first + old,))
             self._db.execute("COMMIT")
-        except BaseException:
+        except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise
+            raise JournalError(f"{self.path}: the dose journal cannot be written: {error}") from None
         self._first, self.rows = self._first + old, kept[old:]
         self.lockout = next((row.detail["lockout"] for row in reversed(rows) if "lockout" in row.detail), self.lockout)
 

@@ -122,6 +122,12 @@ def confirm(bed: str, offer: dict[str, Any], automatic: bool, who: str) -> dict[
     return ask(bed, {"do": "arm", **named, "automatic": automatic, "who": who}, ARM_S)
 
 
+def allow(bed: str, automatic: bool, who: str) -> dict[str, Any]:
+    """Both steps of arming at once, for programs that stand in for a person at a simulated bed (demo, benches, tests)."""
+    offer = ask(bed, {"do": "offer", "who": who})
+    return confirm(bed, offer, automatic, who) if offer["ok"] else offer
+
+
 def press(who: str) -> dict[str, Any]:
     """A press of the button as a command: its own id, and when it was pressed, so that it counts once and never late."""
     return {"do": "trigger", "id": secrets.randbits(52) | 1, "issued_ns": monotonic_ns(), "who": who}

@@ -122,6 +122,11 @@ class RingReader(_Ring):
         return self._number
 
     @property
+    def behind(self) -> int:
+        """How many records were put and not read, or were overwritten unseen; exact once the writer is gone."""
+        return self._count[0] - self._number
+
+    @property
     def durable(self) -> int:
         """Number of the last record that is on the disk; whoever puts it there sets this, and only then."""
         return self._durable[0]

@@ -287,13 +287,16 @@ REQUIREMENTS = (
     Requirement(
         "F3",
         "loop slow",
-        "signs of life more than {LATE_NS} late are counted; one {LATE_OFF_NS} late, or more than {MAX_LATE} in {LATE_WINDOW_NS}: "
-        "automatic mode off. Real-time priority is asked for, a refusal shown",
+        "signs of life more than {LATE_NS} late are counted; one {VERY_LATE_NS} late, or more than {MAX_LATE} in {LATE_WINDOW_NS}: "
+        "automatic mode pauses until none was late for {PUNCTUAL_NS}; at {PAUSES} pauses in {PAUSES_NS} it is off. Real-time priority is asked for, a refusal shown",
         (
             Limit("late, counted", "LATE_NS"),
-            Limit("late, off", "LATE_OFF_NS"),
+            Limit("late, pause", "VERY_LATE_NS"),
             Limit("times late", "MAX_LATE"),
             Limit("within", "LATE_WINDOW_NS"),
+            Limit("punctual after", "PUNCTUAL_NS"),
+            Limit("pauses, then off", "PAUSES"),
+            Limit("pauses within", "PAUSES_NS"),
         ),
     ),
     Requirement("F8", "power fails and comes back", "not armed; dose and lockout come back from the journal, never less than was given"),

@@ -46,8 +46,10 @@ BOUNCE_NS = 30 * MS  # of a button's contact (C3)
 STUCK_NS = 2 * S  # a button that is closed for longer is stuck (C3)
 BUTTON_LOST_NS = 2 * S  # a button that says nothing for longer is lost (C4)
 BEAT_DUE_NS = 30 * MS  # the loop's longest wait between two heartbeats when all is well (F3)
-LATE_NS, LATE_OFF_NS = 20 * MS, 100 * MS  # beyond that: counted; automatic mode goes off (F3)
-MAX_LATE, LATE_WINDOW_NS = 10, 10 * S  # 1 % of the heartbeats of ten seconds (F3)
+LATE_NS, VERY_LATE_NS = 20 * MS, 100 * MS  # beyond that: counted; automatic mode is off until the loop is punctual again (F3)
+MAX_LATE, LATE_WINDOW_NS = 10, 10 * S  # 1 % of the heartbeats of ten seconds: the same (F3)
+PUNCTUAL_NS = S  # so long without a late heartbeat is punctual again
+PAUSES, PAUSES_NS = 3, 10 * MINUTE  # so many pauses within that time: a person must arm again
 RISE_PERCENT, RISES = 25, 2  # that a muscle shows more than in the look before, so often running: paradox (physiology notes 1.5, 3.4)
 MAX_REASON_CHARS = 300
 MAX_STARTS = 512  # of events, kept before the old ones are let go: more than any limit lets through in an hour
@@ -243,7 +245,7 @@ def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
     return (*starts, now)
 
 
-_end_of = itemgetter(1)
+_start_of, _end_of = itemgetter(0), itemgetter(1)
 _CAUSE_WORDS: dict[int, str] = {Cause.EMG: "emg", Cause.FORCE: "force", Cause.MANUAL: "manual"}
 _AUTOMATIC = (Cause.EMG, Cause.FORCE)
 _SEVERITY = {Output.NONE: 0, Output.PULSE: 1, Output.ARM: 2, Output.DISARM: 3, Output.STOP: 4}
@@ -303,6 +305,8 @@ class Supervisor:
     heartbeat_ns: int = 0
     late: tuple[int, ...] = ()  # heartbeats that were
     late_total: int = 0
+    pauses: tuple[int, ...] = ()  # of automatic mode, because the loop was late
+    paused: bool = False
     data_ok: bool = False
     data_age_ns: int = 0  # of the newest sample when the loop last beat
     recorder_ok: bool = True
@@ -381,7 +385,7 @@ class Supervisor:
             for start, end in rows:
                 self.trains = (*self.trains, (start, end, self.on_time_total_ns))
                 self.on_time_total_ns += end - start
-            self.minutes = tuple((start, Dose(on_ns, charge_nc, pulses)) for start, on_ns, charge_nc, pulses in minutes)
+            self.minutes = tuple(sorted((start, Dose(on_ns, charge_nc, pulses)) for start, on_ns, charge_nc, pulses in minutes))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the dose history cannot be read: {type(error).__name__}: {error} [A10, F8]") from None
         self.day = _sum(dose for _, dose in self.minutes)
@@ -484,11 +488,15 @@ class Supervisor:
         return Output.STOP
 
     def _automatic_off(self, why: str, now: int) -> None:
-        if self.request > 0:
-            self._end_train(why, now)
+        self.paused = False
         if self.automatic:
             self.automatic = False
+            self._end_loops_train(why, now)
             self._to(self.state, "armed for the button only: " + why)
+
+    def _end_loops_train(self, why: str, now: int) -> None:
+        if self.request > 0:
+            self._end_train(why, now)
 
     # --- what only informs ---------------------------------------------------------------------------------------------------
     def _nothing(self, event: Event) -> Output:
@@ -545,15 +553,28 @@ class Supervisor:
         late_ns = self.heartbeat_ns - before - BEAT_DUE_NS if before else 0
         if late_ns > LATE_NS:
             self._count_late(late_ns, event.now_ns)
+        elif self.paused and event.now_ns - self.late[-1] > PUNCTUAL_NS:
+            self.paused = False
+            self._say("the loop is punctual again: automatic mode goes on [F3]")
         return Output.NONE
 
     def _count_late(self, late_ns: int, now: int) -> None:
+        """Late once by much, or in 1 % of ten seconds' heartbeats: automatic mode pauses; the third pause asks for a person."""
         self.late = (*self.late, now)[-MAX_LATE - 1 :]
         self.late_total += 1
-        if late_ns > LATE_OFF_NS:
-            self._automatic_off(f"the loop was {_ms(late_ns)} ms late (at most {LATE_OFF_NS // MS}); {LOCKOUT_WORDS} [F3]", now)
-        elif len(self.late) > MAX_LATE and now - self.late[0] <= LATE_WINDOW_NS:
-            self._automatic_off(f"the loop was late {len(self.late)} times in {LATE_WINDOW_NS // S} s; {LOCKOUT_WORDS} [F3]", now)
+        often = len(self.late) > MAX_LATE and now - self.late[0] <= LATE_WINDOW_NS
+        if self.paused or not self.automatic or not (often or late_ns > VERY_LATE_NS):
+            return
+        self.late = (now,)
+        self.pauses = (*self.pauses, now)[-PAUSES:]
+        why = f"{MAX_LATE + 1} times in {LATE_WINDOW_NS // S} s" if often else f"by {_ms(late_ns)} ms (at most {VERY_LATE_NS // MS})"
+        if len(self.pauses) == PAUSES and now - self.pauses[0] <= PAUSES_NS:
+            self._automatic_off(f"the loop was late {why}, {PAUSES} times in {PAUSES_NS // MINUTE} min; {LOCKOUT_WORDS} [F3]", now)
+            return
+        self.paused = True
+        words = f"automatic mode pauses: the loop was late {why} [F3]"
+        self._end_loops_train(words, now)
+        self._say(words)
 
     @property
     def stale(self) -> str:
@@ -614,7 +635,7 @@ class Supervisor:
         self.automatic = self.want_automatic and alive
         self.armed_ns = self.person_ns = now
         self.warned = False
-        self.lockout, self.paradox_rules, self.late = "", (), ()
+        self.lockout, self.paradox_rules, self.late, self.pauses, self.paused = "", (), (), (), False
         self._forget_currents()
         if self.want_automatic and not alive:
             self._to(SafetyState.ARMED, "armed for the button only: the loop has no data")
@@ -764,6 +785,8 @@ class Supervisor:
         reasons = []
         if not self.automatic:
             reasons.append("automatic mode is off [B1]")
+        if self.paused:
+            reasons.append("automatic mode pauses: the loop was late [F3]")
         if now - self.heartbeat_ns > LEASE_NS or not self.data_ok:
             reasons.append((self.stale or "the loop gave no proof of life with data") + " [E4]")
         if not 0 <= age <= p.max_lateness_ns:
@@ -965,14 +988,15 @@ class Supervisor:
         self._to(SafetyState.ARMED, reason or "armed: the last train is over")
 
     def _add_to_day(self, given: Dose, now: int) -> None:
-        kept = tuple(row for row in self.minutes if row[0] > now - (DAY + 1) * MINUTE)
+        old = bisect_right(self.minutes, now - (DAY + 1) * MINUTE, key=_start_of)
+        gone, kept = _sum(dose for _, dose in self.minutes[:old]), self.minutes[old:]
         if kept and now - kept[-1][0] < MINUTE:
             begun, earlier = kept[-1]
-            kept = (*kept[:-1], (begun, _sum((earlier, given))))
+            self.minutes = (*kept[:-1], (begun, _sum((earlier, given))))
         else:
-            kept = (*kept, (now, given))
-        self.minutes = kept
-        self.day = _sum(dose for _, dose in kept)
+            self.minutes = (*kept, (now, given))
+        on_ns, charge_nc, pulses = _sum((self.day, given))
+        self.day = Dose(on_ns - gone.on_ns, charge_nc - gone.charge_nc, pulses - gone.pulses)
 
     # --- small things --------------------------------------------------------------------------------------------------------
     def _forget_currents(self) -> None:

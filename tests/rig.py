@@ -31,6 +31,9 @@ class Twin:
     def pulses(self):
         return [row for row in self.rows() if "pulse_ns" in row]
 
+    def stops(self):
+        return [row for row in self.rows() if "stop_ns" in row]
+
     def close(self):
         if self.process.poll() is None:
             self.process.terminate()
@@ -82,8 +85,7 @@ class GuardRig:
         return messages.ask(self.bed, {"do": do, **more})
 
     def arm(self, automatic=False):
-        offer = self.ask("offer")
-        return messages.confirm(self.bed, offer, automatic, "test") if offer["ok"] else offer
+        return messages.allow(self.bed, automatic, "test")
 
     def trigger(self):
         return messages.ask(self.bed, messages.press("test"))

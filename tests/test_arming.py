@@ -9,12 +9,12 @@ from controller.supervisor import (
     _ROWS,
     AUDIT_NS,
     FAULTS_NS,
-    LATE_OFF_NS,
     MAX_REASON_CHARS,
     OFFER_NS,
     PRESENCE_NS,
     RANK,
     TABLE,
+    VERY_LATE_NS,
     Event,
     Kind,
     Output,
@@ -453,19 +453,69 @@ def beats(bed, gap_ns, n=1):
 
 
 @pytest.mark.safety("F3")
-def test_a_loop_that_is_late_by_more_than_100_ms_turns_automatic_mode_off():
+def test_a_loop_that_is_late_by_more_than_100_ms_pauses_automatic_mode_until_it_is_punctual_again():
     bed = Bed().armed()
-    assert beats(bed, 30 * MS + LATE_OFF_NS).automatic
+    assert not beats(bed, 30 * MS + VERY_LATE_NS).paused
     assert bed.s.late_total == 1
-    bed.now += 30 * MS + LATE_OFF_NS + 1
+    bed.now += 30 * MS + VERY_LATE_NS + 1
+    late = bed.now
     verdict = bed.do(Kind.HEARTBEAT, ok=True)
-    assert (verdict.automatic, verdict.state) == (False, SafetyState.ARMED)
-    assert verdict.reasons == ("armed for the button only: the loop was 101 ms late (at most 100); a person must arm again [F3]",)
-    assert "automatic mode is off [B1]" in bed.request().reasons[0]
-    assert bed.press().delivered
-    bed.run(4 * S)
-    bed.arm()
-    assert bed.s.automatic
+    assert (verdict.automatic, verdict.state) == (True, SafetyState.ARMED)
+    assert verdict.reasons == ("automatic mode pauses: the loop was late by 101 ms (at most 100) [F3]",)
+    assert bed.request().reasons == ("refused: automatic mode pauses: the loop was late [F3]",)
+    assert bed.press().delivered  # the button is not concerned
+    bed.now = late
+    beats(bed, 50 * MS, 19)
+    beats(bed, 50 * MS)
+    assert (bed.now, bed.last.reasons, bed.s.paused) == (late + S, (), True)
+    bed.now += 1
+    bed.do(Kind.HEARTBEAT, ok=True)
+    assert (bed.last.reasons, bed.s.paused) == (("the loop is punctual again: automatic mode goes on [F3]",), False)
+    bed.run(10 * S)
+    assert bed.request().delivered
+
+
+@pytest.mark.safety("F3")
+def test_while_it_is_late_again_the_pause_goes_on():
+    bed = Bed().armed()
+    beats(bed, 200 * MS)
+    for _ in range(3):
+        beats(bed, 10 * MS, 90)
+        bed.now += 60 * MS
+        assert bed.do(Kind.HEARTBEAT, ok=True).reasons == ()
+    assert bed.s.paused
+    assert len(bed.s.pauses) == 1
+    beats(bed, 10 * MS, 101)
+    assert not bed.s.paused
+
+
+@pytest.mark.safety("F3")
+def test_the_third_pause_in_ten_minutes_asks_for_a_person():
+    for last_ns, off in ((10 * MINUTE, True), (10 * MINUTE + 1, False)):
+        bed = Bed().armed()
+        start = bed.now
+        for at_ns in (0, MINUTE, last_ns):
+            bed.now = start + at_ns
+            bed.s.heartbeat_ns = bed.now - 200 * MS
+            verdict = bed.do(Kind.HEARTBEAT, ok=True)
+            if at_ns < last_ns:
+                beats(bed, 10 * MS, 101)
+                assert bed.s.automatic
+        assert bed.s.automatic is not off
+        assert bed.s.paused is not off
+        if off:
+            words = "the loop was late by 170 ms (at most 100), 3 times in 10 min; a person must arm again [F3]"
+            assert verdict.reasons == ("armed for the button only: " + words,)
+            bed.arm()
+            assert (bed.s.automatic, bed.s.paused, bed.s.pauses, bed.s.late) == (True, False, (), ())
+
+
+@pytest.mark.safety("F3")
+def test_a_late_loop_that_is_not_armed_only_counts():
+    bed = Bed().armed()
+    bed.s.automatic = False
+    beats(bed, S, 5)
+    assert (bed.s.late_total, bed.s.paused, bed.s.pauses) == (5, False, ())
 
 
 @pytest.mark.safety("F3")
@@ -474,41 +524,39 @@ def test_being_late_ends_the_loops_train_and_not_a_persons():
         bed = Bed().armed()
         getattr(bed, how)()
         bed.now += 131 * MS
+        bed.s.outstanding = False
         verdict = bed.do(Kind.HEARTBEAT, ok=True)
-        assert not verdict.automatic
+        assert bed.s.paused
         assert (verdict.state is SafetyState.STIMULATING) is (how == "press")
         assert bool(verdict.ended) is (how == "request")
 
 
 @pytest.mark.safety("F3")
-def test_a_loop_that_is_late_in_one_of_a_hundred_beats_turns_automatic_mode_off():
+def test_a_loop_that_is_late_in_one_of_a_hundred_beats_pauses_too():
     bed = Bed().armed()
     assert beats(bed, 50 * MS, 200).late_total == 0
     for _ in range(10):
-        assert beats(bed, 50 * MS + 1).automatic
+        assert not beats(bed, 50 * MS + 1).paused
         beats(bed, 49 * MS, 10)
     assert bed.s.late_total == 10
     bed.now += 50 * MS + 1
-    verdict = bed.do(Kind.HEARTBEAT, ok=True)
-    assert verdict.reasons == ("armed for the button only: the loop was late 11 times in 10 s; a person must arm again [F3]",)
-    assert not verdict.automatic
+    assert bed.do(Kind.HEARTBEAT, ok=True).reasons == ("automatic mode pauses: the loop was late 11 times in 10 s [F3]",)
+    assert bed.s.paused
     bed.arm()
-    assert bed.s.automatic
-    assert beats(bed, 50 * MS + 1, 10).automatic
-    assert not beats(bed, 50 * MS + 1).automatic
+    assert not beats(bed, 50 * MS + 1, 10).paused
+    assert beats(bed, 50 * MS + 1).paused
 
 
 @pytest.mark.safety("F3")
 def test_eleven_late_beats_count_only_within_ten_seconds():
-    for wait_ms, off in ((0, True), (1, False)):
+    for wait_ns, pauses in ((0, True), (1, False)):
         bed = Bed().armed()
         beats(bed, 51 * MS, 10)
-        first = bed.now - 9 * 51 * MS
-        bed.now = first + 10 * S + wait_ms * MS
+        bed.now = bed.s.late[0] + 10 * S + wait_ns
         bed.s.heartbeat_ns = bed.now - 51 * MS
         bed.do(Kind.HEARTBEAT, ok=True)
         assert bed.s.late_total == 11
-        assert bed.s.automatic is not off
+        assert bed.s.paused is pauses
 
 
 def test_the_first_beat_of_a_loop_is_not_late():

@@ -1,5 +1,6 @@
 """The whole of it, over real wires: the demo as anybody runs it, replay of its session, and the death of each process mid-spasm."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,8 +16,7 @@ import numpy as np
 import pytest
 import pyxdf
 
-from controller import demo, demo_summary, messages, recording, replay, settings
-from controller.audit import first_bad_row
+from controller import audit, demo, demo_summary, messages, recording, replay, settings
 from controller.supervisor import LEASE_NS, MAX_TRIGGER_AGE_NS
 from controller.telemetry import QUANTITIES
 from drivers.simulated.patient import simulate
@@ -32,17 +32,23 @@ def calmloop(*args, timeout_s=120):
 def demo_result(tmp_path_factory):
     """One demo of 20 s, shared by the tests that look at it."""
     sessions = tmp_path_factory.mktemp("sessions")
-    env_folder = tmp_path_factory.mktemp("run")
+    env = {"CALMLOOP_RUNTIME_DIR": str(tmp_path_factory.mktemp("run")), "CALMLOOP_STATE_DIR": str(tmp_path_factory.mktemp("state"))}
     answer = subprocess.run(
         [*CALMLOOP, "demo", "--headless", "--seconds", "20", "--seed", "3", "--json", "--sessions", str(sessions)],
         capture_output=True,
         text=True,
         timeout=250,
         check=False,
-        env={**os.environ, "CALMLOOP_RUNTIME_DIR": str(env_folder)},
+        env={**os.environ, **env},
     )
     assert answer.returncode == 0, answer.stderr + answer.stdout
-    return json.loads(answer.stdout)
+    return json.loads(answer.stdout) | {"state_folder": env["CALMLOOP_STATE_DIR"]}
+
+
+@pytest.fixture
+def demo_key(demo_result, monkeypatch):
+    """The key with which the demo's audit was made."""
+    monkeypatch.setenv("CALMLOOP_STATE_DIR", demo_result["state_folder"])
 
 
 def test_the_demo_hears_and_answers_every_spasm(demo_result):
@@ -78,9 +84,10 @@ def test_stages_that_are_missing_out_of_order_or_too_short_fall_short(demo_resul
         assert "1 first pulses" in short
 
 
-def test_its_session_replays_to_the_same_decisions(demo_result):
+def test_its_session_replays_to_the_same_decisions(demo_result, demo_key):
     result = replay.replay_session(Path(demo_result["session"]))
     assert result.identical, result.first_difference
+    assert not result.notes
     assert result.cycles > 5000
     assert result.guard_events > 1000
     assert result.pulses == demo_result["stimulator"]["pulses"]
@@ -99,8 +106,14 @@ def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
     assert (difference["recorded"], difference["replayed"]) == (30.0, 31.0)
 
 
+def test_where_the_key_is_not_nothing_is_said_of_the_audit(demo_result):
+    result = replay.replay_session(Path(demo_result["session"]))
+    assert result.identical
+    assert [note for note in result.notes if "audit cannot be verified here" in note]
+
+
 @pytest.mark.safety("G8")
-def test_what_was_altered_around_the_decisions_is_found_too(demo_result, tmp_path):
+def test_what_was_altered_around_the_decisions_is_found_too(demo_result, demo_key, tmp_path):
     copy = tmp_path / "altered"
     shutil.copytree(Path(demo_result["session"]), copy)
     assert replay.replay_session(copy).identical
@@ -118,13 +131,22 @@ def test_what_was_altered_around_the_decisions_is_found_too(demo_result, tmp_pat
     assert "row 6" in result.first_difference["recorded"]
 
 
-def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result):
+@pytest.mark.safety("G8", "F9")
+def test_the_recording_opens_elsewhere_and_the_audit_holds(demo_result, demo_key):
     folder = Path(demo_result["session"])
     streams, _ = pyxdf.load_xdf(folder / "signals.xdf", dejitter_timestamps=False)
     sizes = {stream["info"]["name"][0]: len(stream["time_stamps"]) for stream in streams}
     assert sizes["EMG"] == demo_result["samples"]["recorded"]
     assert sizes["pulses"] == demo_result["stimulator"]["pulses"]
-    assert first_bad_row(folder / "audit.sqlite") is None
+    anchors = recording.load(folder).anchors()
+    assert len(anchors) > 5
+    assert anchors == sorted(set(anchors))
+    assert audit.verify(folder / "audit.sqlite", audit.key(), anchors) == (anchors[-1], None)  # the last row is anchored too
+    with sqlite3.connect(folder / "audit.sqlite") as db:
+        (detail,) = db.execute("SELECT detail FROM audit WHERE what = 'session'").fetchone()
+    db.close()
+    assert json.loads(detail)["settings_sha256"] == hashlib.sha256((folder / "settings.toml").read_bytes()).hexdigest()
+    assert not list(Path(demo_result["state_folder"]).rglob("*.sqlite"))  # a demo counts for no patient
     assert oct(folder.stat().st_mode & 0o777) == "0o700"
 
 
@@ -227,7 +249,8 @@ def opens(ward):
     result = replay.replay_session(ward.session)
     assert result.identical, result.first_difference
     assert result.cycles > 500
-    assert first_bad_row(ward.session / "audit.sqlite") is None
+    assert not [note for note in result.notes if "audit" in note]
+    assert audit.verify(ward.session / "audit.sqlite", audit.key(), recording.load(ward.session).anchors())[1] is None
 
 
 @pytest.mark.safety("B1", "E4", "F2")
@@ -241,7 +264,7 @@ def test_loop_killed(ward):
     n = len(ward.pulses())
     # the button works, once the refractory time of the train that was cut is over
     answers = []
-    press = lambda: answers.append(messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()}))  # noqa: E731
+    press = lambda: answers.append(messages.ask("ward", messages.press("test")))  # noqa: E731
     ward.wait_for(lambda: press() or answers[-1]["ok"], 5)
     time.sleep(0.7)
     assert len(ward.pulses()) > n + 5  # a machine under load withholds some, and counts them
@@ -264,7 +287,7 @@ def test_guard_killed(ward):
             return False
 
     ward.wait_for(up, 30)
-    assert not messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"]
+    assert not messages.ask("ward", messages.press("test"))["ok"]
     assert "guard was killed by SIGKILL" in ward.said()
     ward.daemon.end()
     opens(ward)

@@ -50,7 +50,7 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert answer["beds"]["test"]["daemon"] is None
     assert "unknown" in calmloop("status").stdout
     assert calmloop("trigger").returncode == 1
-    assert calmloop("arm", "--button-only").returncode == 0
+    assert calmloop("arm", "--button-only", "--electrodes-checked").returncode == 0
     assert calmloop("trigger").returncode == 0
     assert calmloop("stop").returncode == 0
     assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
@@ -77,8 +77,8 @@ def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, 
 
 
 def test_arming_for_less_than_was_asked_is_no_success(guard):
-    assert calmloop("arm").returncode == 1  # there is no loop
-    assert calmloop("arm", "--button-only").returncode == 0
+    assert calmloop("arm", "--electrodes-checked").returncode == 1  # there is no loop
+    assert calmloop("arm", "--button-only", "--electrodes-checked").returncode == 0
 
 
 def test_a_bed_is_served_once(guard):

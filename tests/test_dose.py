@@ -129,7 +129,7 @@ def test_minutes_are_kept_apart_from_the_sixtieth_second_on():
     bed.press()
     bed.run(510 * MS)
     assert len(bed.s.minutes) == 1
-    bed.s.minutes = ((bed.now - MINUTE, Dose(1, 2, 3)),)
+    bed.s.minutes, bed.s.day = ((bed.now - MINUTE, Dose(1, 2, 3)),), Dose(1, 2, 3)
     bed.s._add_to_day(Dose(1, 1, 1), bed.now)
     assert bed.s.minutes == ((bed.now - MINUTE, Dose(1, 2, 3)), (bed.now, Dose(1, 1, 1)))
     assert bed.s.day == Dose(2, 3, 4)
@@ -170,7 +170,7 @@ def test_a_restart_restores_dose_and_lockout_and_is_never_armed():
     s = Supervisor(RX)
     history = {
         "trains": [[-10 * S, -9 * S], [1, S]],
-        "minutes": [[-MINUTE, 5 * S, 7000, 50], [0, S, 1000, 10]],
+        "minutes": [[0, S, 1000, 10], [-MINUTE, 5 * S, 7000, 50]],
         "session": [6 * S, 8000, 60],
         "events": [5, -7],
         "auto_events": [-7],

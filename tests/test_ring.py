@@ -81,8 +81,10 @@ def test_lost_records_count_as_read_and_only_the_reader_knows_them(ring):
     for _ in range(1000):
         writer.put(1, bytes(100))
     list(reader.records())
+    assert reader.behind == 1000
     writer.put(1, b"next")
     assert list(reader.records()) == [(1, b"next")]
+    assert reader.behind == 0
     assert reader.number == writer.count == 1001
     assert reader.lost == 1000
 

@@ -36,6 +36,7 @@ def test_a_train_is_what_was_prescribed():
 
 
 # --- nothing without arming, and disabling always works ---------------------------------------------------------------------------
+@pytest.mark.safety("B1", "B2")
 @pytest.mark.parametrize("kind", [k for k in Kind if k is not Kind.ARM])
 def test_no_single_event_gives_output_before_arming(kind):
     bed = Bed()
@@ -45,6 +46,7 @@ def test_no_single_event_gives_output_before_arming(kind):
     assert verdict.state is not SafetyState.ARMED
 
 
+@pytest.mark.safety("C1", "E1")
 @pytest.mark.parametrize("kind", [Kind.STOP, Kind.DISARM, Kind.DAEMON_LOST, Kind.DEVICE_FAULT])
 def test_output_ends_at_once(kind):
     bed = Bed().armed()
@@ -81,6 +83,7 @@ def test_fault_latches_until_cleared_with_words():
     assert not bed.request().delivered
 
 
+@pytest.mark.safety("B1", "F2")
 def test_a_new_loop_is_not_trusted_until_armed_again():
     bed = Bed().armed()
     bed.do(Kind.LOOP_LOST)
@@ -122,6 +125,7 @@ def test_a_stimulator_that_arms_itself_is_stopped():
 
 
 # --- the lease, age, order --------------------------------------------------------------------------------------------------------
+@pytest.mark.safety("E4", "F1")
 def test_a_silent_loop_ends_the_train_within_the_lease():
     bed = Bed().armed()
     bed.request()
@@ -133,6 +137,7 @@ def test_a_silent_loop_ends_the_train_within_the_lease():
     assert bed.s.state is SafetyState.ARMED
 
 
+@pytest.mark.safety("E4")
 def test_heartbeats_that_waited_in_the_socket_prove_nothing():
     bed = Bed().armed()
     bed.request()
@@ -172,6 +177,7 @@ def test_a_persons_old_triggers_are_dropped(age_ns, leaves):
     assert bed.press(issued_ns=bed.now - age_ns).delivered is leaves
 
 
+@pytest.mark.safety("C7")
 @pytest.mark.parametrize(
     ("age_ns", "why"), [(0, ""), (50 * MS, ""), (50 * MS + 1, "51 ms late (at most 50)"), (-1, "late"), (S, "1000 ms late")]
 )
@@ -182,6 +188,7 @@ def test_requests_that_come_late_are_dropped(age_ns, why):
     assert why in verdict.reasons[0]
 
 
+@pytest.mark.safety("C7")
 @pytest.mark.parametrize(
     ("age_ns", "why"), [(100 * MS, ""), (100 * MS + 1, "deciding sample is 101 ms old (at most 100)"), (-251 * MS, "deciding sample")]
 )
@@ -243,6 +250,7 @@ def test_a_new_loop_begins_without_the_old_ones_stale_data():
         assert not bed.s.data_ok
 
 
+@pytest.mark.safety("E2")
 def test_a_request_counts_once():
     bed = Bed().armed()
     assert bed.request().delivered
@@ -251,6 +259,7 @@ def test_a_request_counts_once():
 
 
 # --- limits: refused, never clipped -----------------------------------------------------------------------------------------------
+@pytest.mark.safety("A1", "A8", "A12")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -280,6 +289,7 @@ def test_requests_outside_the_prescription_are_refused(wrong):
 
 
 # --- the dose ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.safety("A9", "C5", "C6")
 def test_refractory_time_counts_for_loop_and_person_alike():
     for first, second in itertools.product(("request", "press"), repeat=2):
         bed = Bed().armed()
@@ -290,6 +300,7 @@ def test_refractory_time_counts_for_loop_and_person_alike():
         assert getattr(bed, second)().delivered
 
 
+@pytest.mark.safety("A9")
 def test_an_event_goes_on_after_a_look_and_ends_at_its_limit():
     bed = Bed().armed()
     for _ in range(20):  # 20 trains of 0.5 s are 10 s
@@ -303,6 +314,7 @@ def test_an_event_goes_on_after_a_look_and_ends_at_its_limit():
     assert bed.request(event_id=2).delivered
 
 
+@pytest.mark.safety("C6")
 def test_press_during_a_train_changes_nothing():
     bed = Bed().armed()
     bed.request()
@@ -312,6 +324,7 @@ def test_press_during_a_train_changes_nothing():
     assert len(bed.pulses) == 25
 
 
+@pytest.mark.safety("A9")
 def test_sixty_automatic_events_an_hour_then_a_person():
     bed = Bed(replace(RX, max_events_10min=30, max_auto_events_1h=5)).armed()
     for _ in range(5):
@@ -323,6 +336,7 @@ def test_sixty_automatic_events_an_hour_then_a_person():
     assert bed.request().delivered
 
 
+@pytest.mark.safety("A3", "A8")
 def test_missed_slots_are_not_made_up_for():
     bed = Bed().armed()
     bed.request()
@@ -335,6 +349,7 @@ def test_missed_slots_are_not_made_up_for():
     assert times[-1] - times[0] <= 480 * MS
 
 
+@pytest.mark.safety("E1")
 def test_a_lost_acknowledgement_is_a_fault_and_counts():
     bed = Bed().armed()
     bed.acking = False
@@ -345,6 +360,7 @@ def test_a_lost_acknowledgement_is_a_fault_and_counts():
     assert len(bed.pulses) == 1
 
 
+@pytest.mark.safety("A3", "E5")
 def test_a_late_acknowledgement_withholds_the_next_pulse():
     bed = Bed().armed()
     bed.acking = False
@@ -371,6 +387,7 @@ def test_no_train_begins_while_a_pulse_is_not_answered():
     assert bed.press().delivered
 
 
+@pytest.mark.safety("E1")
 def test_a_late_answer_is_as_good_as_none():
     bed = Bed().armed()
     bed.acking = False
@@ -409,6 +426,7 @@ def test_an_event_cannot_be_taken_up_again_long_after_its_look():
     assert "refractory" in bed.request(event_id=1).reasons[0]
 
 
+@pytest.mark.safety("C6")
 def test_a_loop_that_is_not_armed_cannot_lock_the_button_out():
     bed = Bed(replace(RX, max_auto_events_1h=0))
     bed.do(Kind.READY, ok=True, text="box 1")
@@ -427,6 +445,7 @@ def test_disarm_takes_an_arming_under_way_back():
     assert (verdict.output, verdict.state) == (Output.STOP, SafetyState.IDLE)
 
 
+@pytest.mark.safety("A9")
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(
@@ -486,6 +505,7 @@ EVENTS = st.builds(
 )
 
 
+@pytest.mark.safety("A1", "A3", "B1", "C7")
 @settings(max_examples=300, deadline=None)
 @given(st.lists(EVENTS, max_size=120))
 def test_nothing_outside_the_rules_ever_leaves(steps):

@@ -1,0 +1,359 @@
+"""The daemon's bookkeeping, with guard's rows made here: what is durable when, and what counts for the dose."""
+
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from controller import __main__ as cli
+from controller import audit, daemon, messages, recording, settings
+from controller.daemon import Daemon
+from controller.journal import Journal, JournalError
+from controller.ring import RingReader, RingWriter, create
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class FakeGuard:
+    """A ring, and the process that would write it."""
+
+    name, number = "guard", 1
+
+    def __init__(self):
+        fd = create("guard", 1 << 20)
+        self.writer, self.ring = RingWriter(fd), RingReader(fd)
+        os.close(fd)
+        self.process = SimpleNamespace(pid=1, returncode=None)
+        self.how = None
+
+    def put(self, state, *reasons, kind="tick", **more):
+        now_ns = time.monotonic_ns()
+        verdict = {"state": state, "automatic": False, "reasons": reasons, "refused": 0, "ended": 0, "wake_ns": 0}
+        row = {"event": {"kind": kind, "now_ns": now_ns}, "verdict": verdict, **more}
+        self.writer.put(messages.RING_GUARD, json.dumps(row).encode())
+
+    def put_train(self, state="ARMED", on_ns=500_000_000):
+        end_ns = time.monotonic_ns()
+        train = {"start_ns": end_ns - on_ns, "end_ns": end_ns, "pulses": 25, "charge_nc": 250_000}
+        self.put(state, train=train | {"event_id": 1, "cause": 1, "new_event": True, "automatic": True})
+
+    def how_it_ended(self):
+        return self.how
+
+    def close(self):
+        pass
+
+
+def make(tmp_path, journal=None):
+    """A daemon with its files and no children yet."""
+    config = settings.load(ROOT / "config" / "demo.toml")
+    config = config.model_copy(update={"session": config.session.model_copy(update={"folder": str(tmp_path / "sessions")})})
+    d = Daemon(config, "test", said_by(lines := []), journal=journal or tmp_path / "dose.sqlite")
+    d.lines = lines
+    d.link = None
+    d.start_guard = lambda: setattr(d, "guard", FakeGuard())
+    d.start_loop = lambda: None
+    d.begin()
+    return d
+
+
+def said_by(lines):
+    def tell(line, end="\n"):
+        lines.append(line)
+
+    tell.finish = lambda: None
+    return tell
+
+
+@pytest.fixture
+def bed(tmp_path):
+    d = make(tmp_path)
+    yield d
+    if d.guard:
+        d.end()
+
+
+def dose_of(path):
+    journal = Journal(path)
+    try:
+        return journal.history()
+    finally:
+        journal.close()
+
+
+@pytest.mark.safety("A10", "G7")
+def test_rows_are_durable_when_audit_journal_and_recording_have_them(bed):
+    g = bed.guard
+    g.put("IDLE", "not armed: virtual found")
+    g.put_train()
+    assert g.writer.durable == 0
+    bed.drain()
+    assert g.writer.durable == g.writer.count == 2
+    assert bed.status["dose"]["day"]["pulses"] == 25
+    # what another process finds there at this very moment
+    with sqlite3.connect(f"file:{bed.journal.path}?mode=ro", uri=True) as db:
+        assert db.execute("SELECT count(*) FROM dose WHERE kind = 'train'").fetchone() == (1,)
+    db.close()
+    with sqlite3.connect(f"file:{bed.folder / recording.AUDIT}?mode=ro", uri=True) as db:
+        assert db.execute("SELECT count(*) FROM audit WHERE detail LIKE '%virtual found%'").fetchone() == (1,)
+    db.close()
+
+
+@pytest.mark.parametrize("broken", ["audit", "journal", "recorder"])
+@pytest.mark.safety("A10", "G7")
+def test_a_disk_that_does_not_take_the_rows_makes_nothing_durable_and_ends_the_session_unclean(bed, broken, monkeypatch):
+    def fail(*_, **__):
+        raise {"audit": sqlite3.OperationalError("disk full"), "journal": JournalError("disk full"), "recorder": OSError("disk full")}[
+            broken
+        ]
+
+    bed.drain()
+    bed.guard.put("ARMED", "armed", kind="armed")
+    bed.guard.put_train()
+    method = {"audit": "add", "journal": "take", "recorder": "guard"}[broken]
+    monkeypatch.setattr(getattr(bed, broken), method, fail)
+    monkeypatch.setattr(bed, "begin", lambda: None)
+    assert bed.run() == 1
+    assert "recording failed: disk full" in bed.lines
+    assert bed.guard.writer.durable == 0
+    bed.guard = None
+    journal = Journal(bed.journal.path)
+    assert journal.begin("next", (1, 1, 1)) == 2
+    journal.close()
+
+
+@pytest.mark.safety("B8")
+def test_a_new_state_is_in_the_status_file_at_once(bed):
+    for state in ("IDLE", "ARMED", "STIMULATING", "ARMED", "LOCKOUT", "FAULT"):
+        bed.guard.put(state, "because")
+        bed.drain()
+        assert messages.daemon_status("test")["state"] == state
+    before = messages.daemon_status("test")["written_ns"]
+    bed.guard.put("FAULT")
+    bed.drain()
+    assert messages.daemon_status("test")["written_ns"] == before
+
+
+@pytest.mark.parametrize(("state", "n"), [("IDLE", 0), ("LOCKOUT", 0), ("FAULT", 0), ("ARMED", 2), ("STIMULATING", 2)])
+@pytest.mark.safety("A10", "F2")
+def test_a_guard_that_dies_where_a_train_may_be_hidden_costs_two(bed, monkeypatch, state, n):
+    monkeypatch.setattr(daemon, "RESTART_S", 0)
+    bed.guard.put_train("ARMED")
+    bed.guard.put(state, "a reason")
+    bed.guard.how = "was killed by SIGKILL"
+    bed.look_after_children()
+    assert len(bed.journal.history()["trains"]) == 1 + n
+    assert len(bed.deaths) == 1
+    status = messages.daemon_status("test")
+    assert (status["state"], status["automatic"]) == ("OFF", False)
+    bed.end()
+    bed.guard = None
+    assert len(dose_of(bed.journal.path)["trains"]) == 1 + n  # and the session's end is a clean one: nothing is added twice
+    journal = Journal(bed.journal.path)
+    assert journal.begin("next", (1, 1, 1)) == 0
+    journal.close()
+
+
+def test_rows_that_were_overwritten_cost_two_trains(bed):
+    for _ in range(20_000):
+        bed.guard.put("ARMED")
+    bed.drain()
+    assert bed.guard.writer.durable == 0  # what was not read is not on the disk
+    bed.guard.put("ARMED")  # its number tells how many went
+    bed.drain()
+    assert bed.status["records_lost"] == 20_000
+    assert bed.guard.writer.durable == 20_001
+    assert len(bed.journal.history()["trains"]) == 2
+    bed.guard.put("OFF", "session ended")
+
+
+def test_rows_that_nobody_ever_read_cost_two_trains(bed, monkeypatch):
+    monkeypatch.setattr(daemon, "RESTART_S", 0)
+    bed.guard.put("IDLE", "found")
+    bed.drain()
+    for _ in range(20_000):
+        bed.guard.put("ARMED")
+    bed.guard.how = "was killed by SIGKILL"
+    bed.look_after_children()
+    assert len(bed.journal.history()["trains"]) == 2
+
+
+def test_an_end_while_armed_is_no_clean_end(tmp_path):
+    d = make(tmp_path)
+    d.guard.put("ARMED", "armed")  # its last word: it hung and was killed
+    d.end()
+    d = make(tmp_path)
+    assert d.journal.summary()["assumed_trains"] == 2
+    assert [line for line in d.lines if "no clean end" in line]
+    d.end()
+    d = make(tmp_path)
+    assert d.journal.summary()["assumed_trains"] == 2  # no more of them
+    assert d.journal.summary()["session"]["pulses"] == 0
+    d.end()
+
+
+def test_a_full_day_of_dose_fits_into_the_message_to_guard(tmp_path):
+    bed = make(tmp_path)
+    now_ns = time.monotonic_ns()
+    starts_ns = [now_ns - i * 60_000_000_000 for i in range(6, 24 * 60)]  # a train in each minute
+    starts_ns += [now_ns - i * 120_000_000 for i in range(1, 2500)]  # and then as many in 5 min as their rests allow
+    train = {"pulses": 100_000, "charge_nc": 10**9, "event_id": 1, "cause": 1, "new_event": False, "automatic": True}
+    verdict = {"state": "ARMED", "reasons": []}
+    bed.journal.take([{"verdict": verdict, "train": train | {"start_ns": t, "end_ns": t + 30_000_000}} for t in sorted(starts_ns)])
+    bed.end()
+    theirs = None
+
+    def child(name, number, module, ring_bytes, fd, *_):
+        nonlocal theirs
+        theirs = socket.socket(fileno=os.dup(fd))
+        return FakeGuard()
+
+    bed = Daemon(bed.config, "test", said_by([]), journal=tmp_path / "dose.sqlite")
+    bed.journal.begin("next", (1, 1, 1))
+    daemon_child, daemon.Child = daemon.Child, child
+    try:
+        bed.start_guard()
+        data = theirs.recv(1 << 20)
+    finally:
+        daemon.Child = daemon_child
+        theirs.close()
+        bed.link.close()
+    view = json.loads(data)
+    assert len(data) > 100_000
+    assert len(view["history"]["minutes"]) >= 1435
+    assert {k: v for k, v in view.items() if k != "history"} == settings.guard_view(bed.config)
+    bed.end()
+
+
+def test_a_journal_that_cannot_be_trusted_stops_the_daemon_before_it_makes_a_session(tmp_path):
+    (tmp_path / "dose.sqlite").write_bytes(b"nonsense" * 1000)
+    with pytest.raises(JournalError, match="is not known"):
+        make(tmp_path)
+    assert not (tmp_path / "sessions").exists()
+
+
+@pytest.mark.safety("G8")
+def test_what_the_recording_anchors_is_where_the_audit_ends(bed):
+    bed.mark()
+    bed.guard.put("IDLE", "found")
+    bed.drain()
+    bed.mark()
+    bed.mark()  # nothing new: no second anchor
+    bed.guard.put("OFF", "session ended")
+    bed.end()
+    bed.guard = None
+    session = recording.load(bed.folder)
+    rows = [anchor.rows for anchor in session.anchors()]
+    assert rows == sorted(set(rows))
+    assert len(rows) == 3
+    assert audit.verify(bed.folder / recording.AUDIT, audit.key(), session.anchors()) == (session.anchors()[-1], None)
+    assert session.end["why"] == ""
+
+
+# --- calmloop audit verify --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def session(tmp_path):
+    """A session with a dozen audited rows, anchored three times."""
+    d = make(tmp_path)
+    for i in range(3):
+        for n in range(4):
+            d.guard.put("IDLE", f"reason {4 * i + n}")
+        d.drain()
+        d.mark()
+    d.guard.put("OFF", "session ended")
+    d.end()
+    return d.folder
+
+
+def edit(path):
+    _sql(path, "UPDATE audit SET detail = replace(detail, 'reason 5', 'reason 6') WHERE id = 8")
+
+
+def delete(path):
+    _sql(path, "DELETE FROM audit WHERE id = 8")
+
+
+def truncate(path):
+    _sql(path, "DELETE FROM audit WHERE id >= 8")
+
+
+def rewrite(path):
+    """With the key, and all of it consistent."""
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT monotonic_ns, what, detail FROM audit ORDER BY id").fetchall()
+    db.close()
+    path.unlink()
+    new = audit.Audit(path, audit.key())
+    for number, (monotonic_ns, what, detail) in enumerate(rows[1:], 2):
+        if number == 8:
+            detail = detail.replace("reason 5", "reason 6")
+        new.add(monotonic_ns, what, **json.loads(detail))
+    new.close()
+
+
+def insert(path):
+    _sql(path, "UPDATE audit SET id = id + 1000 WHERE id >= 8")
+    _sql(path, "UPDATE audit SET id = id - 999 WHERE id >= 1000")
+    _sql(path, "INSERT INTO audit VALUES (8, 'now', 1, 'armed', '{}', 'abc')")
+
+
+def _sql(path, statement):
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+
+
+@pytest.mark.safety("G8")
+def test_a_whole_audit_verifies(session, capsys):
+    assert cli.main(["audit", "verify", str(session)]) == 0
+    assert capsys.readouterr().out.startswith("whole: ")
+    assert cli.main(["audit", "verify", str(session), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["ok"]
+    assert facts["rows"] == facts["anchored_rows"]
+    assert facts["hmac"] == recording.load(session).anchors()[-1].hmac
+
+
+@pytest.mark.parametrize(
+    ("harm", "why", "row"),
+    [
+        (edit, "does not fit", 8),
+        (delete, "missing", 8),
+        (truncate, "missing", 8),
+        (insert, "does not fit", 8),
+        # a rewrite has new stamps of time, so the chain differs from the first row on: the first anchor (6 rows) shows it
+        (rewrite, "written anew", 6),
+    ],
+)
+@pytest.mark.safety("G8")
+def test_each_change_of_an_audit_is_named(session, capsys, harm, why, row):
+    harm(session / recording.AUDIT)
+    assert cli.main(["audit", "verify", str(session), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["first_bad_row"]["row"] == row
+    assert why in facts["first_bad_row"]["why"]
+    assert cli.main(["audit", "verify", str(session)]) == 1
+    assert f"NOT WHOLE: row {row} " in capsys.readouterr().out
+
+
+@pytest.mark.safety("G8")
+def test_an_audit_that_cannot_be_verified_here_is_no_verdict(session, tmp_path, capsys, monkeypatch):
+    assert cli.main(["audit", "verify", str(tmp_path)]) == 2
+    assert "is not a session" in capsys.readouterr().out
+    monkeypatch.setenv("CALMLOOP_STATE_DIR", str(tmp_path / "elsewhere"))
+    assert cli.main(["audit", "verify", str(session), "--json"]) == 2
+    assert "audit.key" in json.loads(capsys.readouterr().out)["error"]
+    audit.key(make=True)
+    assert cli.main(["audit", "verify", str(session)]) == 2
+    assert "verify it where it was made" in capsys.readouterr().out
+    copy = tmp_path / "copy"
+    shutil.copytree(session, copy)
+    (copy / recording.AUDIT).write_bytes(b"nonsense")
+    assert cli.main(["audit", "verify", str(copy)]) == 2
+    assert "cannot be read as an audit" in capsys.readouterr().out
