@@ -144,9 +144,10 @@ class Ward:
         return pid
 
     def report(self) -> dict[str, Any] | None:
-        """The daemon's status file, None where it is old."""
+        """The daemon's status file, None where it is old or another daemon's."""
         assert self.daemon
-        return self.daemon.status()
+        report = self.daemon.status()
+        return report if report and report["pid"] == self.daemon.popen.pid else None
 
     def status(self) -> dict[str, Any]:
         """Guard's answer; empty = it gives none."""
