@@ -1,7 +1,7 @@
 """`python -m bench.stops`: a thousand STOPs under CPU and disk load, from receipt to the last pulse.
 
-Real beds of `calmloop run` (the button alone, recording on) on a loaded machine: arm, start a train by the button, and at a random moment of
-it a person says stop over guard's control socket. Receipt is the stamp in guard's own row; the last pulse is read from the virtual
+Real beds of `calmloop run` (the button alone, recording on) on a loaded machine: arm, start a train by the button, and at a random moment
+of it a person says stop over guard's control socket. Receipt is the stamp in guard's own row; the last pulse is read from the virtual
 stimulator's log. No clock is hurried and no limit moved: refractory time is the least there is (1 s), a bed is closed after 28 trains (30
 events in 10 min are allowed) and the next one is somebody else's.
 
@@ -42,8 +42,9 @@ MS, S = 1_000_000, 1_000_000_000
 LATE_NS = 50 * MS
 ON_NS = 60 * MS  # a train whose last pulse is older than this when a person says stop was not on: that stop counts for nothing
 REST_S = 1.05  # after a train
+LOAD = "two busy processes a core, four that write and fsync"
 GIVE_UP = 3  # beds running that gave not one stop
-WORDS = f"{PER_BED} stops a bed, then a fresh one: real clock, real dose limits; refractory time 1 s"
+WORDS = f"at most {PER_BED} stops a bed, then a fresh one: real clock, real dose limits; refractory time 1 s"
 
 
 def say_stop(ward: Ward) -> dict[str, int]:
@@ -75,16 +76,17 @@ def one_stop(ward: Ward, rng: random.Random) -> dict[str, int]:
 class Stops:
     """Beds at once until there are enough stops."""
 
-    def __init__(self, folder: Path, wanted: int, seed: int) -> None:
-        self.folder, self.wanted, self.seed = folder, wanted, seed
+    def __init__(self, folder: Path, wanted: int, seed: int, at_once: int) -> None:
+        self.folder, self.wanted, self.seed, self.at_once = folder, wanted, seed, at_once
+        self.per_bed = min(PER_BED, -(-wanted // at_once))
         self.rows: list[dict[str, Any]] = []
         self.wrong: list[str] = []
         self.begun = self.beds = self.barren = 0
         self.lock = threading.Lock()
 
-    def run(self, beds: int) -> None:
+    def run(self) -> None:
         """All of it."""
-        workers = [threading.Thread(target=self.work, args=(i,)) for i in range(beds)]
+        workers = [threading.Thread(target=self.work, args=(i,)) for i in range(self.at_once)]
         for worker in workers:
             worker.start()
         try:
@@ -96,10 +98,10 @@ class Stops:
             for worker in workers:
                 worker.join()
 
-    def take(self, most: int) -> int:
+    def take(self) -> int:
         """How many stops the next bed is to give."""
         with self.lock:
-            n = min(most, self.wanted - self.begun)
+            n = min(self.per_bed, self.wanted - self.begun)
             if self.barren >= GIVE_UP:
                 n = 0
             self.begun += max(0, n)
@@ -107,7 +109,7 @@ class Stops:
 
     def work(self, worker: int) -> None:
         """Bed after bed on one processor."""
-        while (n := self.take(PER_BED)) > 0:
+        while (n := self.take()) > 0:
             with self.lock:
                 self.beds += 1
                 number = self.beds
@@ -165,6 +167,7 @@ def around(row: dict[str, Any], pulse_ns: Sequence[int], receipts_ns: Sequence[i
         "receipt_ns": receipt_ns,
         "last_pulse_ns": last_ns,
         "pulses_before": len(before),
+        "pulses_after_receipt": sum(at_ns > (receipt_ns or row["sent_ns"]) for at_ns in after),
         "counts": was_on and receipt_ns is not None,
         # 0: the last pulse was there before the stop was
         "receipt_to_last_ms": max(0.0, (last_ns - receipt_ns) / MS) if receipt_ns is not None else None,
@@ -198,9 +201,8 @@ def timer(cpu: int) -> None:
         worst_ns = max(worst_ns, int(late_ns.max()))
     share = counts.cumsum() / counts.sum()
     marks = {name: float(np.searchsorted(share, q / 100) + 1) * 0.05 for name, q in judge.PERCENTILES.items() if name != "max"}
-    print(
-        json.dumps({"cpu": cpu, "n": int(counts.sum()), **marks, "max": worst_ns / MS, "scheduler": got.get("scheduler", "")}), flush=True
-    )
+    got_ms = {"cpu": cpu, "n": int(counts.sum()), **marks, "max": worst_ns / MS}
+    print(json.dumps(got_ms | {"scheduler": got["scheduler"]}), flush=True)
 
 
 # --- what it comes to -------------------------------------------------------------------------------------------------------------
@@ -239,7 +241,13 @@ def in_words(result: dict[str, Any]) -> str:
     """A table and the promises."""
     rows = [row for row in result["stops"] if row["counts"]]
     lines = [f"{len(rows)} stops in the middle of a train, {len(result['stops']) - len(rows)} more that came when none was on", WORDS]
-    lines += [f"load: {result['load']}", "", f"{'ms':<34}" + "".join(f"{name:>9}" for name in judge.PERCENTILES)]
+    n_after = sum(row["pulses_after_receipt"] > 0 for row in rows)
+    lines += [
+        f"{n_after} of these had a pulse after the receipt (0.00 stands for none)",
+        f"load: {result['load']}",
+        "",
+        f"{'ms':<34}" + "".join(f"{name:>9}" for name in judge.PERCENTILES),
+    ]
     for name, got in result["figures_ms"].items():
         lines.append(f"{COLUMNS[name]:<34}" + "".join(f"{got[p]:>9.2f}" for p in judge.PERCENTILES))
     for one in result["timers"]:
@@ -277,23 +285,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wanted < 1 or not 1 <= args.beds <= 16:
         parser.error("stops are at least 1, beds 1 to 16")
     result: dict[str, Any] = {"bench": "stops", "quick": args.quick or args.stops is not None, "seed": args.seed, "clinic": WORDS}
-    result |= {
-        "environment": environment(),
-        "load": "none" if args.quiet else "two busy processes a core, and processes that write and fsync",
-    }
+    result |= {"environment": environment(), "load": "none" if args.quiet else LOAD}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began_s, before_ms = time.monotonic(), stolen_ms()
     timers: list[demo.Process] = []
     with tempfile.TemporaryDirectory(prefix="calmloop-stops-") as temporary, ExitStack() as stack:
         os.environ["CALMLOOP_RUNTIME_DIR"] = temporary  # of this process and its children: no real bed is ever touched
-        campaign = Stops(Path(temporary), wanted, args.seed)
+        campaign = Stops(Path(temporary), wanted, args.seed, min(args.beds, -(-wanted // 4)))
         for cpu in sorted(os.sched_getaffinity(0)):
             timers.append(demo.Process("the timer", "bench.stops", "_timer", str(cpu)))
             stack.callback(timers[-1].end)
             timers[-1].line("was ready")
         try:
             loads = [] if args.quiet else [stack.enter_context(load.cpu()), stack.enter_context(load.disk(Path(temporary)))]
-            campaign.run(min(args.beds, -(-wanted // 4)))
+            campaign.run()
             for one in loads:
                 one.check()
         except KeyboardInterrupt:
