@@ -342,7 +342,9 @@ class Supervisor:
     event_end_ns: int = -MINUTE
     event_level: int = 0
     event_rises: int = 0
-    paradox_rules: tuple[int, ...] = ()
+    # which rules found that stimulation makes their muscle stronger, and the trains that did it
+    paradox_rules: frozenset[int] = frozenset()
+    paradox_trains: frozenset[int] = frozenset()
     # the dose
     trains: tuple[tuple[int, int, int], ...] = ()  # (start, end, on-time before it) of those that were over in the last 5 min
     events: tuple[int, ...] = ()  # starts in the last hour
@@ -635,7 +637,8 @@ class Supervisor:
         self.automatic = self.want_automatic and alive
         self.armed_ns = self.person_ns = now
         self.warned = False
-        self.lockout, self.paradox_rules, self.late, self.pauses, self.paused = "", (), (), (), False
+        self.lockout, self.late, self.pauses, self.paused = "", (), (), False
+        self.paradox_rules = self.paradox_trains = frozenset()
         self._forget_currents()
         if self.want_automatic and not alive:
             self._to(SafetyState.ARMED, "armed for the button only: the loop has no data")
@@ -800,10 +803,10 @@ class Supervisor:
             reasons.append(f"unknown cause {event.cause} [A12]")
         if event.event_id <= 0:
             reasons.append(f"event id {event.event_id} is not above 0 [A12]")
-        if event.rule not in self.paradox_rules and self._rises(event) >= RISES:
-            self.paradox_rules = (*self.paradox_rules, event.rule)
-        if event.rule in self.paradox_rules:
-            reasons.append(f"paradox: the muscle of rule {event.rule} rose over {RISES} looks; it is locked out until a person arms")
+        if self._rises(event) >= RISES:
+            self.paradox_rules, self.paradox_trains = self.paradox_rules | {event.rule}, self.paradox_trains | {event.train}
+        if event.rule in self.paradox_rules or event.train in self.paradox_trains:
+            reasons.append(f"paradox: a muscle rose over {RISES} looks; rule {event.rule} or its train is locked out until a person arms")
         return reasons
 
     def _continues(self, event: Event) -> bool:

@@ -362,21 +362,23 @@ def look(bed, level, **changes):
     ],
 )
 def test_a_muscle_that_rises_over_two_looks_running_locks_its_rule_out(levels, refused_at):
-    bed = Bed(FREE).armed()
+    bed = Bed(replace(FREE, trains=(FLAT, replace(FLAT, name="b")))).armed()
     for i, level in enumerate(levels):
         verdict = look(bed, level)
         assert verdict.delivered is (i != refused_at), (i, verdict.reasons)
     if refused_at is None:
         return
-    assert verdict.reasons[0].endswith("paradox: the muscle of rule 0 rose over 2 looks; it is locked out until a person arms")
+    assert verdict.reasons[0].endswith("paradox: a muscle rose over 2 looks; rule 0 or its train is locked out until a person arms")
     bed.run(10 * S)
     assert "paradox" in bed.request(event_id=2).reasons[0]
-    assert bed.request(event_id=3, rule=1).delivered  # another muscle's rule is not concerned
+    assert "paradox" in bed.request(event_id=3, rule=0, train=1).reasons[0]
+    assert "paradox" in bed.request(event_id=4, rule=1, train=0).reasons[0]
+    assert bed.request(event_id=5, rule=1, train=1).delivered  # another muscle and another nerve are not concerned
     bed.run(10 * S)
     assert bed.press().delivered
     bed.run(10 * S)
     bed.arm()
-    assert bed.request(event_id=4).delivered
+    assert bed.request(event_id=6).delivered
 
 
 def test_a_request_that_was_refused_for_something_else_is_no_look():

@@ -163,7 +163,6 @@ def test_a_spasm_that_gives_way_is_treated_until_it_is_over(treat):
     assert not bed.refusals
 
 
-@pytest.mark.xfail(strict=True, reason="the supervisor locks the rule and not its train: another rule's request for the same train passes")
 def test_no_other_rule_gives_the_train_that_made_the_muscle_stronger(treat):
     """The EMG rule is locked out; at a spasm's end force is the last to fall, and its rule answers with the same train."""
     bed = treat(1.7)
