@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from controller.settings import Settings
 
+SOFT_START_S = 5.5  # the supervisor: 20 % a second
 READY_S = 180.0  # the first run compiles the kernels
 END_S = 15.0
 
@@ -198,6 +199,16 @@ class LiveDaemon:
         if not answer["automatic"]:
             raise DemoError(f"arming was refused: {answer['reason']}")
 
+    def try_train(self) -> None:
+        """Press the button once, as a clinician would after arming: a train's current rises by a fifth a second from its first pulse on (A11)."""
+        answer = messages.ask(self.bed, messages.press("demo"))
+        if not answer["ok"]:
+            raise DemoError(f"the train to try out was refused: {'; '.join(answer['reasons'])}")
+        end = time.monotonic() + SOFT_START_S
+        while time.monotonic() < end:
+            self.check()
+            time.sleep(0.1)
+
     def end(self) -> int:
         """SIGTERM and wait."""
         if self.popen.poll() is None:
@@ -233,6 +244,8 @@ def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]
             say("waiting for the loop to hear the body and to learn its noise")
             session = Path(daemon.wait_until_quiet(bench)["session"])
             daemon.arm()
+            say(f"armed; one gentle train is tried out, and in {SOFT_START_S:g} s trains have their full current")
+            daemon.try_train()
             bench.source.send(f"go {seconds:g}")
             bench.source.line("began")
             watch(seconds, daemon, bench)

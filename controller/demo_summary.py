@@ -57,6 +57,8 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
     spasms, others = truth["spasms"], withheld["spasms"]
     pulse_s = np.array([p["pulse_ns"] * 1e-9 for p in pulses])
     firsts = np.flatnonzero(np.diff(pulse_s, prepend=-np.inf) > TRAIN_GAP_S)
+    go_s = truth["t0_s"] + truth["go_sample"] / truth["sample_rate_hz"]
+    firsts = firsts[pulse_s[firsts] >= go_s]  # what was tried out before answers no spasm
     mine, strays = _assign(spasms, pulse_s[firsts])
     delays_ms = {i: (pulse_s[firsts[k]] - spasms[i]["onset_s"]) * 1e3 for i, k in mine.items()}
     area = sum(s["area_nms"] for s in spasms)

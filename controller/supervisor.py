@@ -457,7 +457,11 @@ class Supervisor:
     def _end(self, event: Event) -> Output:
         why = event.text or "daemon lost: nothing is recorded, so nothing is stimulated"
         self._end_train(why, event.now_ns)
-        self._to(SafetyState.OFF, why)
+        self._disarming("")
+        if self.state is SafetyState.FAULT:  # it stays latched, even so
+            self._say(why)
+        else:
+            self._to(SafetyState.OFF, why)
         return Output.STOP
 
     def _unhear(self, event: Event) -> Output:
@@ -803,6 +807,8 @@ class Supervisor:
             reasons.append(f"unknown cause {event.cause} [A12]")
         if event.event_id <= 0:
             reasons.append(f"event id {event.event_id} is not above 0 [A12]")
+        if event.level < 0 or (event.level == 0 and self._continues(event)):
+            reasons.append(f"level {event.level} is none of a muscle that was looked at [A12]")
         if self._rises(event) >= RISES:
             self.paradox_rules, self.paradox_trains = self.paradox_rules | {event.rule}, self.paradox_trains | {event.train}
         if event.rule in self.paradox_rules or event.train in self.paradox_trains:
