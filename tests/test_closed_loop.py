@@ -174,19 +174,20 @@ def test_its_latency_is_on_the_disk_and_every_trigger_has_its_stages(demo_result
 
 # --- the death of each process ----------------------------------------------------------------------------------------------------
 SEED = 5
+SOURCE_ID = f"calmloop-kill-test-{os.getpid()}"  # somebody else may run these tests here at the same time
 
 
 class Ward:
     """Bench, daemon armed, and, after `begin`, spasms."""
 
     def __init__(self, folder):
-        self.bench = demo.body(folder, SEED, "calmloop-kill-test", "--wait")
+        self.bench = demo.body(folder, SEED, SOURCE_ID, "--wait")
         config = settings.load(demo.default_config("demo.toml"))
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
         config = settings.parse(config.model_copy(update={"session": session}).to_toml())
         self.log = folder / "stimulator.jsonl"
         self.errors = (folder / "daemon.log").open("w+")
-        self.daemon = demo.LiveDaemon(demo.pointed_at(config, self.bench.port, "calmloop-kill-test"), "ward", folder, self.errors)
+        self.daemon = demo.LiveDaemon(demo.pointed_at(config, self.bench.port, SOURCE_ID), "ward", folder, self.errors)
         status = self.daemon.wait_until_quiet(self.bench)
         self.session, self.children = Path(status["session"]), status["children"]
         self.daemon.arm()
