@@ -182,7 +182,7 @@ def calmloop(rig: Rig, config: Path | None = None, stamps: LoggedStamps | None =
             return status.get("state") == "IDLE" and status["data_ok"] and bool(rules) and all(r["quality"] == "ok" for r in rules.values())
 
         wait_until(hears, process, "calmloop")
-        answer = messages.ask(BED, {"do": "arm", "who": "bench latency"})
+        answer = messages.allow(BED, True, "bench latency")
         if not answer["automatic"]:
             raise Skip(f"calmloop was not armed: {answer['reasons']}")
 

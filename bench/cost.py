@@ -173,7 +173,7 @@ def wait_until_armable(daemon: demo.LiveDaemon, automatic: bool) -> float:
             status = {}
         at_s = time.monotonic()
         if status.get("state") == "IDLE" and (status["data_ok"] or not automatic):
-            answer = messages.ask(daemon.bed, {"do": "arm", "automatic": automatic, "who": "bench"})
+            answer = messages.allow(daemon.bed, automatic, "bench")
             if answer["automatic"] != automatic:
                 raise demo.DemoError(f"arming was refused: {answer['reason']}")
             messages.ask(daemon.bed, {"do": "disarm", "who": "bench"})

@@ -42,11 +42,12 @@ def hurry(config: Any) -> Any:
 
 def hurry_guard() -> None:
     """Guard's clock and its own hard limits; before `controller.guard.main`."""
-    from controller import supervisor
+    from controller import limits, supervisor
 
-    _set(supervisor, MINUTE=MINUTE_NS)
+    for module in (limits, supervisor):
+        _set(module, MINUTE=MINUTE_NS)
     rest_ns = REST_MS * 1_000_000
-    _set(supervisor, HARD=replace(supervisor.HARD, min_look_dead_ns=rest_ns, min_look_ns=rest_ns, min_refractory_ns=rest_ns))
+    _set(limits, HARD=replace(limits.HARD, min_look_dead_ns=rest_ns, min_look_ns=rest_ns, min_refractory_ns=rest_ns))
 
 
 def hurry_loop() -> None:

@@ -25,13 +25,16 @@ from statistics import quantiles
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from bench import pipe_stimulator
 from controller import guard as guard_module
 from controller import messages, realtime, ring, settings
 from controller.supervisor import MINUTE, MS, Event, Kind, SafetyState, Supervisor
 from drivers.base import DeviceEvent, DeviceEventKind, StimulatorLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from drivers.base import PulseTrain
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIORITY = 80
@@ -41,11 +44,13 @@ BEATS_A_REQUEST = 5  # heartbeats keep guard's caches as warm as they are in lif
 
 
 class PipeStimulator:
-    """Writes each pulse to a pipe; what can be read there again is its acknowledgement."""
+    """Writes each pulse's real frame to a pipe; what can be read there again is its acknowledgement."""
 
     limits = StimulatorLimits("pipe", 4, 130_000, 500, 10, 4095, 1, 500.0, 0.0)
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[int, bytes], int] = os.write) -> None:
+        self.write = write
+        self.frames: dict[int, dict[int, tuple[bytes, ...]]] = {}
         self.read_fd, self.write_fd = os.pipe()
         os.set_blocking(self.read_fd, False)
         self.number = 0
@@ -58,13 +63,19 @@ class PipeStimulator:
     def open(self) -> None:
         """There at once."""
 
-    def prepare(self, trains: Any) -> None:
-        """Nothing to encode."""
+    def identify(self) -> str:
+        """A pipe has no number."""
+        return "pipe - -"
+
+    def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
+        """Encode all that `trigger` may need."""
+        self.frames = pipe_stimulator.encode(trains, self.limits.current_step_ua)
+        return tuple(frame for levels in self.frames.values() for frames in levels.values() for frame in frames)
 
     def trigger(self, train: int, current_ua: int) -> int:
-        """One write of a frame's length."""
+        """One frame, one write."""
         number = self.number
-        os.write(self.write_fd, b"\xf0" * 24)
+        self.write(self.write_fd, self.frames[train][current_ua][number])
         self.written_ns = monotonic_ns()
         self.number = (number + 1) % 64
         return number
@@ -137,6 +148,7 @@ class Bed:
         link.setblocking(False)
         control = guard_module.listen(Path(folder) / "bench.sock")
         self.stimulator = PipeStimulator()
+        self.stimulator.prepare([guard_module.pulse_train(train) for train in view["trains"].values()])
         self.guard = StampedGuard(self.stimulator, view, link, control, ring.RingWriter(self.ring_fd))
         self.guard.supervisor = StampedSupervisor(self.guard.supervisor.prescription)
         self.guard.device_open = True

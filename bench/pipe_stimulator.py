@@ -15,22 +15,38 @@ from drivers.base import DeviceEvent, DeviceEventKind, DeviceNotFoundError, NotA
 from drivers.stimulators.sciencemode34 import MODELS, N_NUMBERS, ScienceMode34, encode_ll_channel_config, pulse_points
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from drivers.base import PulseTrain, Stimulator, StimulatorLimits
 
 
-def stimulator(port: str, model: str) -> Stimulator:
+def stimulator(port: str, model: str, write: Callable[[int, bytes], int] = os.write) -> Stimulator:
     """What belongs to a port: a pipe for a named pipe, else the real driver (a virtual stimulator's pty)."""
     path = Path(port)
-    return PipeStimulator(port, model) if path.exists() and stat.S_ISFIFO(path.stat().st_mode) else ScienceMode34(port, model)
+    is_pipe = path.exists() and stat.S_ISFIFO(path.stat().st_mode)
+    return PipeStimulator(port, model, write) if is_pipe else ScienceMode34(port, model, write)
+
+
+def encode(trains: Sequence[PulseTrain], step_ua: int) -> dict[int, dict[int, tuple[bytes, ...]]]:
+    """The frames of each train at each current under each packet number, as the real driver prepares them."""
+    return {
+        index: {
+            level_ua: tuple(
+                encode_ll_channel_config(number, train.channel, pulse_points(level_ua, train.phase_width_us, train.interphase_gap_us))
+                for number in range(N_NUMBERS)
+            )
+            for level_ua in range(step_ua, round(train.current_ma * 1000) + 1, step_ua)
+        }
+        for index, train in enumerate(trains)
+    }
 
 
 class PipeStimulator:
     """A `drivers.base.Stimulator`; `port` is the named pipe."""
 
-    def __init__(self, port: str, model: str = "rehamove3") -> None:
+    def __init__(self, port: str, model: str = "rehamove3", write: Callable[[int, bytes], int] = os.write) -> None:
         self.port = port
+        self._write = write
         self.limits: StimulatorLimits = MODELS[model]
         self._fd = -1
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -50,19 +66,14 @@ class PipeStimulator:
         """What becomes readable when an answer is there."""
         return self._bell
 
-    def prepare(self, trains: Sequence[PulseTrain]) -> None:
-        """Encode each train at each current under each packet number, as the real driver does."""
-        step_ua = self.limits.current_step_ua
-        self._frames = {
-            index: {
-                level_ua: tuple(
-                    encode_ll_channel_config(number, train.channel, pulse_points(level_ua, train.phase_width_us, train.interphase_gap_us))
-                    for number in range(N_NUMBERS)
-                )
-                for level_ua in range(step_ua, round(train.current_ma * 1000) + 1, step_ua)
-            }
-            for index, train in enumerate(trains)
-        }
+    def identify(self) -> str:
+        """A pipe has no number."""
+        return "pipe - -"
+
+    def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
+        """Encode all that `trigger` may need."""
+        self._frames = encode(trains, self.limits.current_step_ua)
+        return tuple(frame for levels in self._frames.values() for frames in levels.values() for frame in frames)
 
     def arm(self) -> None:
         """Ready at once: there is no high voltage."""
@@ -75,7 +86,7 @@ class PipeStimulator:
         number = self._number
         frame = self._frames[train][current_ua][number]
         try:
-            n_written = os.write(self._fd, frame)
+            n_written = self._write(self._fd, frame)
         except OSError as error:
             raise PortLostError(f"{self.port}: {error}") from error
         if n_written != len(frame):

@@ -7,7 +7,6 @@ import getpass
 import json
 import sys
 from pathlib import Path
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from controller import messages
@@ -88,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--bed", default=None, help="which bed, where several are running")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
+            sub.add_argument(
+                "--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)"
+            )
         if name == "clear":
             sub.add_argument("reason", help="why it is safe to go on, in words")
 
@@ -123,6 +125,15 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    safety = add("safety", run_safety, "the safety requirements: rule, limit in force, who set it, the tests that prove it")
+    safety.add_argument("config", nargs="?", help="settings file; without it the hard limits alone")
+    which = safety.add_mutually_exclusive_group()
+    which.add_argument("--table", action="store_true", help="all requirements (the default)")
+    which.add_argument("--limits", action="store_true", help="the figures that a clinician must sign")
+
+    version = add("version", run_version, "which build this is: hashes of the modules that decide about output")
+    version.add_argument("--sbom", action="store_true", help="the installed software this stands on, as CycloneDX 1.5 JSON")
+
     bench = commands.add_parser("bench", help="measure; the benches live in the source checkout")
     bench.add_argument("name", help="which: latency ...")
     bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
@@ -145,12 +156,11 @@ def run_person(args: argparse.Namespace) -> int:
         names = [name for name in names if answers_status(name)]
         if len(names) != 1:
             raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
-    command: dict[str, Any] = {"do": args.do, "who": "calmloop " + args.do}
-    if args.do == "trigger":
-        command["issued_ns"] = monotonic_ns()
-    elif args.do == "arm":
-        command["automatic"] = not args.button_only
-    elif args.do == "clear":
+    who = f"calmloop {args.do} ({getpass.getuser()})"
+    if args.do == "arm":
+        return run_arm(args, names[0], who)
+    command: dict[str, Any] = messages.press(who) if args.do == "trigger" else {"do": args.do, "who": who}
+    if args.do == "clear":
         command["reason"] = args.reason
     answers, gone = messages.ask_all(names, command)
     if args.do == "status":
@@ -164,6 +174,29 @@ def run_person(args: argparse.Namespace) -> int:
     if not answers or hung:
         return WRONG
     return GOOD if result["ok"] else SHORT
+
+
+def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
+    """Two steps: what would be armed is shown, and a person who has looked says yes."""
+    offer = messages.ask(bed, {"do": "offer", "who": who})
+    if not offer["ok"]:
+        show(args, {"ok": False, "beds": {bed: offer}, "gone": {}}, f"{bed}: {describe(offer)}")
+        return SHORT
+    if not args.electrodes_checked:
+        print(
+            "\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]),
+            file=sys.stderr,
+        )
+        if not sys.stdin.isatty():
+            print("arm needs --electrodes-checked where nobody can be asked", file=sys.stderr)
+            return WRONG
+        print("Patient, skin and electrodes looked at? Type yes to arm: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() != "yes":
+            print("not armed", file=sys.stderr)
+            return SHORT
+    answer = messages.confirm(bed, offer, not args.button_only, who)
+    show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
+    return GOOD if answer["ok"] else SHORT
 
 
 def answers_status(bed: str) -> bool:
@@ -343,6 +376,20 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_safety(args: argparse.Namespace) -> int:
+    """Requirements, limits in force, proofs."""
+    from controller import safety
+
+    return safety.command(args)
+
+
+def run_version(args: argparse.Namespace) -> int:
+    """Which build this is."""
+    from controller import build
+
+    return build.command(args)
 
 
 def run_bench(args: argparse.Namespace) -> int:

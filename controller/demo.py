@@ -194,7 +194,7 @@ class LiveDaemon:
 
     def arm(self) -> None:
         """Arm automatic mode, as a person would."""
-        answer = messages.ask(self.bed, {"do": "arm", "automatic": True, "who": "demo"})
+        answer = messages.allow(self.bed, True, "demo")
         if not answer["automatic"]:
             raise DemoError(f"arming was refused: {answer['reason']}")
 

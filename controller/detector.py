@@ -53,6 +53,9 @@ class Detection:
         EMG: pooled root mean square in µV. Force: the settings' unit per s.
     quality : str
         One of `QUALITIES`.
+    level : float
+        What the look after the last train showed, EMG: pooled root mean square in µV, force: mean height above the baseline, in the
+        settings' unit; NaN until the whole look was seen.
     """
 
     rule: str
@@ -63,6 +66,7 @@ class Detection:
     threshold: float
     envelope: float
     quality: str
+    level: float
 
 
 class SpasmDetector:
@@ -72,16 +76,16 @@ class SpasmDetector:
         self.rules = tuple(rule.name for rule in settings.rules)
         self.state = _state(settings)
 
-    def update(self, chunk: Chunk, hold_until_s: float) -> tuple[Detection, ...]:
+    def update(self, chunk: Chunk, hold_until_s: float, look_from_s: float = 0.0) -> tuple[Detection, ...]:
         """Take one chunk; zero samples leave every rule where it was."""
-        k.update(self.state, chunk.emg_uv, chunk.emg_t_s, chunk.force, chunk.force_t_s, hold_until_s)
+        k.update(self.state, chunk.emg_uv, chunk.emg_t_s, chunk.force, chunk.force_t_s, hold_until_s, look_from_s)
         return self.detections()
 
     def detections(self) -> tuple[Detection, ...]:
         """What the rules see now, for people."""
         return tuple(
-            Detection(rule, bool(active), onset_s, decided_s, statistic, threshold, envelope, QUALITIES[int(quality)])
-            for rule, (active, onset_s, decided_s, statistic, threshold, envelope, quality) in zip(
+            Detection(rule, bool(active), onset_s, decided_s, statistic, threshold, envelope, QUALITIES[int(quality)], level)
+            for rule, (active, onset_s, decided_s, statistic, threshold, envelope, quality, level) in zip(
                 self.rules, self.state.seen.tolist(), strict=True
             )
         )
@@ -94,7 +98,7 @@ def _state(settings: Settings) -> k.DetectorState:
     m = max((_noise_blocks(rule) for rule in emg_rules), default=1)
     r = max((len(rule.design_snr_db) for rule in emg_rules), default=1)
     h = _history(settings.force.sample_rate_hz) if settings.force else 1
-    sections = HIGH_PASS_ORDER // 2
+    sections, look_s = HIGH_PASS_ORDER // 2, settings.prescription.look_ms / 1000
     s = k.DetectorState(
         emg=np.zeros(n, k.EMG_RULE),
         columns=np.zeros((n, c), np.int64),
@@ -113,12 +117,12 @@ def _state(settings: Settings) -> k.DetectorState:
     )
     for i, rule in enumerate(emg_rules):
         assert settings.emg
-        _set_emg_rule(s, i, rule, settings.emg.channels, settings.emg.sample_rate_hz)
+        _set_emg_rule(s, i, rule, settings.emg.channels, settings.emg.sample_rate_hz, look_s)
     for i, force_rule in enumerate(force_rules):
         assert settings.force
-        _set_force_rule(s.force[i], force_rule, settings.force.channels, settings.force.sample_rate_hz)
+        _set_force_rule(s.force[i], force_rule, settings.force.channels, settings.force.sample_rate_hz, look_s)
     nothing = np.zeros((0, 1))
-    k.update(s, nothing, nothing[:, 0], nothing, nothing[:, 0], 0.0)  # fills `seen`
+    k.update(s, nothing, nothing[:, 0], nothing, nothing[:, 0], 0.0, 0.0)  # fills `seen`
     return s
 
 
@@ -130,12 +134,16 @@ def _history(sample_rate_hz: float) -> int:
     return max(1, round(FORCE_RATE_SPAN_S * sample_rate_hz))
 
 
+def _look_samples(look_s: float, sample_rate_hz: float) -> int:
+    return max(1, round(look_s * sample_rate_hz))
+
+
 def _step(time_s: float, sample_rate_hz: float) -> float:
     """Share of the new sample in an exponential average with this time constant."""
     return float(1.0 - np.exp(-1.0 / (time_s * sample_rate_hz)))
 
 
-def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
+def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str, ...], sample_rate_hz: float, look_s: float) -> None:
     s.columns[i, : len(rule.channels)] = [channels.index(name) for name in rule.channels]
     s.sos[i] = butter(HIGH_PASS_ORDER, rule.high_pass_hz, "highpass", fs=sample_rate_hz, output="sos")
     ratios = [1.0 + 10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
@@ -148,15 +156,17 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     e["off_samples"], e["adopt_samples"], e["bad_samples"] = (round(t_s * sample_rate_hz) for t_s in (OFF_S, ADOPT_S, BAD_S))
     e["threshold"], e["floor_var"], e["off_power"] = rule.threshold, rule.floor_uv**2, rule.off_ratio**2
     e["envelope_step"], e["gap_s"] = _step(ENVELOPE_S, sample_rate_hz), max(GAP_S, 10.0 / sample_rate_hz)
+    e["look_samples"] = _look_samples(look_s, sample_rate_hz)
     e["quality"] = k.QUALITY_LEARNING
     e["onset_s"] = e["decided_s"] = e["offset_s"] = np.nan
 
 
-def _set_force_rule(f: np.void, rule: ForceRule, channels: tuple[str, ...], sample_rate_hz: float) -> None:
+def _set_force_rule(f: np.void, rule: ForceRule, channels: tuple[str, ...], sample_rate_hz: float, look_s: float) -> None:
     f["column"], f["n_history"] = channels.index(rule.channel), _history(sample_rate_hz)
     f["learn_samples"], f["off_samples"] = round(FORCE_LEARN_S * sample_rate_hz), round(OFF_S * sample_rate_hz)
     f["smooth_step"], f["baseline_step"] = _step(FORCE_SMOOTH_S, sample_rate_hz), _step(rule.baseline_time_s, sample_rate_hz)
     f["threshold"], f["rate_per_s"], f["sample_rate_hz"] = rule.threshold, rule.rate_per_s, sample_rate_hz
     f["gap_s"] = max(GAP_S, 10.0 / sample_rate_hz)
+    f["look_samples"] = _look_samples(look_s, sample_rate_hz)
     f["quality"] = k.QUALITY_LEARNING
     f["onset_s"] = f["decided_s"] = f["offset_s"] = np.nan

@@ -10,21 +10,35 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import select
 import signal
 import socket
 import struct
 import sys
 import threading
+from collections import deque
 from copy import copy
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from controller import messages, realtime
+from controller import build, messages, realtime, wire
+from controller.limits import MINUTE, Device, prescription_from
 from controller.ring import RingWriter
-from controller.supervisor import MINUTE, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict, prescription_from
+from controller.self_test import self_test
+from controller.supervisor import FAULTS, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict
 from drivers import stimulators
-from drivers.base import FEEDBACK_ENDED, FEEDBACK_PULSE, FEEDBACK_REFUSED, DeviceEventKind, DriverError, PulseTrain, Stimulator
+from drivers.base import (
+    FEEDBACK_ENDED,
+    FEEDBACK_PULSE,
+    FEEDBACK_REFUSED,
+    DeviceEventKind,
+    DeviceMismatchError,
+    DriverError,
+    PulseTrain,
+    Stimulator,
+    StimulatorLimits,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,35 +46,58 @@ if TYPE_CHECKING:
 REHEARSE_S = 0.001  # halves guard's part of the latency where blocks are long (bench.latency at chunk 10), for 2 % of a processor
 REOPEN_S = 1.0  # how often a missing stimulator is looked for while OFF
 STOP_ANSWER_NS = 500_000_000  # a stimulator that does not confirm a stop within this time is a fault
+STOP_AGAIN_NS, MORE_STOPS = 20_000_000, 2  # after a fault the stop is said three times (E1); nothing else is ever said twice
+RECORD_LAG_NS = 1_000_000_000  # what guard says is on the disk by then, or nothing new is stimulated (G7)
+MORE_TRAINS = 1  # may begin before the one before is in the dose journal: so many, and the running one, can be lost with the power
+LOOK_S = 0.005  # how often guard looks whether the disk has what it waits for
 FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, it is again
 MAX_CLIENTS = 16
 MAX_MESSAGE_BYTES = 256  # of the loop; what is longer is wrong anyway
+MAX_VIEW_BYTES = 1 << 20
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Guard:
     """One bed's guard. `link` leads to the daemon, `control` is the listening socket for people's commands."""
 
-    def __init__(self, stimulator: Stimulator, view: dict[str, Any], link: socket.socket, control: socket.socket, ring: RingWriter) -> None:
-        self.stimulator = stimulator
-        self.trains = view["trains"]
-        self.supervisor = Supervisor(prescription_from(view, stimulator.limits.current_step_ua))
+    def __init__(
+        self,
+        stimulator: Stimulator,
+        check: wire.WireCheck,
+        view: dict[str, Any],
+        link: socket.socket,
+        control: socket.socket,
+        ring: RingWriter,
+    ) -> None:
+        self.stimulator, self.check = stimulator, check
+        self.trains, self.serial = view["trains"], view["serial"]
+        self.supervisor = Supervisor(prescription_from(view, device_of(stimulator.limits)))
+        self.supervisor.remember(view["history"])
         self.link, self.control, self.ring = link, control, ring
         self.loop: socket.socket | None = None
         self.clients: list[socket.socket] = []
         self.device_open = False
         self.next_open_ns = 0
         self.wake_ns = 0
-        self.stop_check_ns = 0
+        # stops that are to be said again, and the answer that is waited for
+        self.stop = Verdict(False, SafetyState.FAULT, False, (), Output.STOP, 0, 0, 0, 0, 0)
+        self.stops_left = self.stop_again_ns = self.stop_check_ns = 0
         self.last_packet = -1
+        # what must be on the disk before something else may happen, by the numbers of its rows
+        self.arm_row = 0
+        self.arm_client: socket.socket | None = None
+        self.train_rows: deque[int] = deque(maxlen=MORE_TRAINS + 2)
+        self.mark = (0, 0)  # number of a row, and when it was put
         self.recorded: Verdict | None = None
         self.recorded_json = ""
         self.recorder_ok = True
         self.opener: threading.Thread | None = None
         self.opener_done, self.opener_bell = socket.socketpair()
         self.open_problem: str | None = None
+        self.identity = ""
         self.done = False
         self.got: dict[str, str] = {}
+        self.build: dict[str, str] = {}
 
     # --- the page to read first ----------------------------------------------------------------------------------------------
     def run(self) -> None:
@@ -76,30 +113,36 @@ class Guard:
             now = monotonic_ns()
             if self.wake_ns and now >= self.wake_ns:
                 self.take(Event(Kind.TICK, now))
+            self.look_at_disk(now)
+            if self.stops_left and now >= self.stop_again_ns:
+                self.stop_again(now)
             if self.stop_check_ns and now >= self.stop_check_ns:
                 self.check_stop(now)
-            if self.recorder_ok != (self.ring.fill < (FULL if self.recorder_ok else ROOM)):
-                self.recorder_ok = not self.recorder_ok
-                self.take(Event(Kind.RECORDER, now, ok=self.recorder_ok))
             if self.supervisor.state is SafetyState.OFF and not self.opener and now >= self.next_open_ns and not self.done:
                 self.open_device()
         if self.opener:
             self.opener.join()
 
     def hear_all(self, ready: list[Any]) -> None:
-        """Everybody who has something to say, people first."""
-        if self.control in ready:
-            self.accept()
-        for client in [c for c in ready if c in self.clients]:
-            self.hear_person(client)
+        """Everybody who has something to say at once, the most severe first: a stop beats every start (C2, B7)."""
+        newcomers = self.accept() if self.control in ready else []
+        said = [(client, self.read(client)) for client in [*(c for c in ready if c in self.clients), *newcomers]]
+        for client, command in said:
+            if command and command.get("do") == "stop":
+                self.answer(client, command)
         if self.link in ready:
             self.hear_daemon()
         if self.device_open and self.stimulator in ready:
             self.hear_device()
+        for client, command in said:
+            if command and command.get("do") != "stop":
+                self.answer(client, command)
         if self.opener_done in ready:
             self.device_opened()
         if self.loop is not None and self.loop in ready:
             self.hear_loop()
+        while len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
+            self.clients.pop(0).close()
 
     def wait(self) -> list[Any]:
         """Block until something can be read or the supervisor's or the reopening deadline is due."""
@@ -108,13 +151,14 @@ class Guard:
             sources.append(self.loop)
         if self.device_open:
             sources.append(self.stimulator)
-        deadlines = [self.wake_ns, self.stop_check_ns]
+        deadlines = [self.wake_ns, self.stop_check_ns, self.stop_again_ns if self.stops_left else 0]
         if self.supervisor.state is SafetyState.OFF and not self.opener:
             deadlines.append(self.next_open_ns)
         deadline_ns = min((ns for ns in deadlines if ns), default=0)
         timeout_s = max(0.0, (deadline_ns - monotonic_ns()) * 1e-9) if deadline_ns else None
-        if self.waits_for_a_spasm:
-            timeout_s = REHEARSE_S if timeout_s is None else min(timeout_s, REHEARSE_S)
+        often_s = REHEARSE_S if self.waits_for_a_spasm else LOOK_S if self.waits_for_the_disk else None
+        if often_s:
+            timeout_s = often_s if timeout_s is None else min(timeout_s, often_s)
         return select.select(sources, [], [], timeout_s)[0]
 
     def take(self, event: Event) -> Verdict:
@@ -143,18 +187,28 @@ class Guard:
         try:
             match verdict.output:
                 case Output.PULSE:
+                    t = self.supervisor.prescription.trains[verdict.train]
+                    self.check.due = (t.channel, verdict.current_ua, t.phase_width_us, t.interphase_gap_us)
                     self.last_packet = self.stimulator.trigger(verdict.train, verdict.current_ua)
                     return monotonic_ns(), ""
                 case Output.STOP:
+                    self.check.due = None
                     self.stimulator.stop()
-                    self.stop_check_ns = monotonic_ns() + STOP_ANSWER_NS if self.device_open else 0
+                    now = monotonic_ns()
+                    self.stops_left, self.stop_again_ns = MORE_STOPS if verdict.state is SafetyState.FAULT else 0, now + STOP_AGAIN_NS
+                    self.stop_check_ns = now + STOP_ANSWER_NS if self.device_open else 0
                 case Output.ARM:
                     self.stop_check_ns = 0
+                    if self.supervisor.state is not SafetyState.ARMED:  # once its voltage is on, a box is not asked any more
+                        who = self.stimulator.identify()
+                        if who != self.supervisor.identity:
+                            raise DeviceMismatchError(f"another stimulator: {who}, before {self.supervisor.identity} [E6]")
                     self.stimulator.arm()
                 case Output.DISARM:
                     self.stimulator.disarm()
                     self.stop_check_ns = monotonic_ns()
         except DriverError as error:
+            self.check.due = None
             return 0, f"{type(error).__name__}: {error}"
         return 0, ""
 
@@ -174,22 +228,71 @@ class Guard:
             pass  # full or gone; the lease and end of file look after the rest
 
     def record(self, event: Event, verdict: Verdict, written_ns: int) -> None:
-        """Put event and verdict into the ring: together they replay this supervisor. The ACK with the pulse's packet number follows."""
+        """Put event and verdict into the ring: together they replay this supervisor. The ACK with the pulse's packet number follows.
+
+        A train that is over goes with it, for the dose journal.
+        """
         if verdict != self.recorded:  # the verdicts on heartbeats, 100 a second, are mostly one and the same
             self.recorded, self.recorded_json = verdict, encode(verdict._asdict())
         pulse = ""
         if written_ns:
             pulse = f',"written_ns":{written_ns},"request":{self.supervisor.request},"packet":{self.last_packet}'
+        if verdict.ended:
+            pulse += f',"train":{encode(self.supervisor.last_train._asdict())}'
+            self.train_rows.append(self.ring.count + 1)
         row = f'{{"event":{encode(event_to_dict(event))},"verdict":{self.recorded_json}{pulse}}}'
         self.ring.put(messages.RING_GUARD, row.encode())
 
-    # --- hearing -------------------------------------------------------------------------------------------------------------
+    # --- the disk, and the stop ----------------------------------------------------------------------------------------------
+    def look_at_disk(self, now: int) -> None:
+        """Whether what guard said is on the disk: an arming waits for that, and so does the next train."""
+        durable = self.ring.durable
+        if self.arm_row and durable >= self.arm_row:
+            self.arm_row = 0
+            self.take(Event(Kind.AUDITED, now))
+        if self.arm_client and not self.supervisor.arming_ns:
+            self.arm_row, client, self.arm_client = 0, self.arm_client, None
+            ok = self.supervisor.state is SafetyState.ARMED and self.supervisor.automatic is self.supervisor.want_automatic
+            self.tell(client, {"ok": ok, "reasons": [self.supervisor.reason]})
+        while self.train_rows and self.train_rows[0] <= durable:
+            self.train_rows.popleft()
+        if durable >= self.mark[0]:
+            self.mark = (self.ring.count, now)
+        full = self.ring.fill >= (FULL if self.recorder_ok else ROOM)
+        ok = not full and len(self.train_rows) <= MORE_TRAINS and now - self.mark[1] <= RECORD_LAG_NS
+        if ok is not self.recorder_ok:
+            self.recorder_ok = ok
+            self.take(Event(Kind.RECORDER, now, ok=ok))
+
+    @property
+    def waits_for_the_disk(self) -> bool:
+        """Something is to happen as soon as the disk has what guard said."""
+        return bool(self.arm_row or self.train_rows or not self.recorder_ok)
+
+    def stop_again(self, now: int) -> None:
+        """After a fault the stop is said three times."""
+        left, check_ns = self.stops_left - 1, self.stop_check_ns
+        self.obey(self.stop)
+        self.stops_left, self.stop_again_ns, self.stop_check_ns = left, now + STOP_AGAIN_NS, check_ns
+
     def check_stop(self, now: int) -> None:
-        """A stop that was not confirmed is sent once more, as a fault that a person must look at."""
+        """A stop that was not confirmed is a fault that a person must look at; the port of a stimulator in fault is let go."""
         self.stop_check_ns = 0
-        if self.device_open and not self.stimulator.status()["stop_answered"] and self.supervisor.state is not SafetyState.FAULT:
+        if not self.device_open:
+            return
+        answered = self.stimulator.status()["stop_answered"]
+        if self.supervisor.state is SafetyState.FAULT:
+            self.let_go()
+        if not answered:
             self.take(Event(Kind.DEVICE_FAULT, now, text="the stimulator did not confirm the stop: switch it off by hand"))
 
+    def let_go(self) -> None:
+        """Close the port; whatever waits in it is dropped."""
+        self.device_open = False
+        self.stops_left = self.stop_check_ns = 0
+        self.stimulator.close()
+
+    # --- hearing -------------------------------------------------------------------------------------------------------------
     def open_device(self) -> None:
         """Look for the stimulator in a thread: a box that does not answer takes seconds, and people must be heard meanwhile.
 
@@ -197,13 +300,15 @@ class Guard:
         """
         self.next_open_ns = monotonic_ns() + int(REOPEN_S * 1e9)
         if self.device_open:
-            self.stimulator.close()
-            self.device_open = False
+            self.let_go()
 
         def look() -> None:
             try:
                 self.stimulator.open()
-                self.stimulator.prepare([pulse_train(train) for train in self.trains.values()])
+                self.check.learn(self.stimulator.prepare([pulse_train(train) for train in self.trains.values()]))
+                self.identity = self.stimulator.identify()
+                if self.serial and self.serial not in self.identity.split():
+                    raise DeviceMismatchError(f"{self.identity} is there, the settings want the one with the number {self.serial} [E6]")
                 self.open_problem = None
             except DriverError as error:
                 self.stimulator.close()
@@ -223,7 +328,7 @@ class Guard:
         self.next_open_ns = now + int(REOPEN_S * 1e9)
         self.device_open = self.open_problem is None
         if self.device_open:
-            self.take(Event(Kind.READY, now, ok=True, text=f"{self.stimulator.limits.model} found"))
+            self.take(Event(Kind.READY, now, ok=True, text=self.identity))
         elif self.open_problem != self.supervisor.reason:
             self.take(Event(Kind.READY, now, text=self.open_problem or ""))
 
@@ -238,8 +343,7 @@ class Guard:
             else:  # an old or doubled answer proves nothing about the last pulse
                 self.take(Event(Kind.BAD_INPUT, now, number=said.number, text=f"answer to pulse {said.number}, not to {self.last_packet}"))
             if said.kind is DeviceEventKind.PORT_LOST:
-                self.device_open = False
-                self.stimulator.close()
+                self.let_go()
 
     def hear_loop(self) -> None:
         """One heartbeat or request; anything else is refused and counted against it. Then people and due pulses come first again."""
@@ -262,7 +366,7 @@ class Guard:
             self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
             return
         if m.kind == messages.REQUEST:
-            self.take(Event(Kind.REQUEST, now, *m[1:9]))  # the same fields in the same order, but for `ok`
+            self.take(Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level))  # the same fields in the same order, but for `ok`
         elif m.kind == messages.HEARTBEAT:
             self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
         else:
@@ -308,93 +412,144 @@ class Guard:
             self.done = True
             say(f"the daemon is gone: output stopped, not armed; {self.supervisor.pulses_total} pulses were given")
 
-    def accept(self) -> None:
-        """Let people's commands in, if they come from this user or root; what they say already is heard at once."""
+    def accept(self) -> list[socket.socket]:
+        """Let people's commands in, if they come from this user or root."""
+        newcomers: list[socket.socket] = []
         while True:
             try:
                 client, _ = self.control.accept()
             except OSError:
-                return
+                return newcomers
             client.setblocking(False)
             _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if uid not in (0, os.getuid()):
                 client.close()
                 continue
             self.clients.append(client)
-            self.hear_person(client)
-            if len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
-                self.clients.pop(0).close()
+            newcomers.append(client)
 
-    def hear_person(self, client: socket.socket) -> None:
-        """One command, one answer. A command that cannot be read is refused with what would be right."""
+    def read(self, client: socket.socket) -> dict[str, Any]:
+        """One command of a person; empty = there is none, or it was answered with what is wrong with it."""
         try:
             data = client.recv(messages.MAX_COMMAND_BYTES)
         except BlockingIOError:
-            return
+            return {}
         except OSError:
             data = b""
         if not data:
             self.clients.remove(client)
             client.close()
-            return
+            return {}
         try:
             command = json.loads(data)
-            if not isinstance(command, dict):
+            if not isinstance(command, dict) or not command:
                 raise ValueError("a command is a JSON object")
-            answer = self.command(command)
         except Exception as error:  # whatever a stranger sends, guard goes on
-            verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=f"command: {error}"[:200]))
-            answer = {"ok": False, "reasons": list(verdict.reasons)}
+            self.answer_wrong(client, error)
+            return {}
+        return command
+
+    def answer(self, client: socket.socket, command: dict[str, Any]) -> None:
+        """Carry out one command, with one answer; that to an arming comes when it is on the disk and the stimulator has confirmed."""
+        try:
+            answer = self.command(client, command)
+        except Exception as error:
+            self.answer_wrong(client, error)
+        else:
+            if answer is not None:
+                self.tell(client, answer)
+
+    def answer_wrong(self, client: socket.socket, error: Exception) -> None:
+        """A command that cannot be read is refused with what would be right."""
+        verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=f"command: {error}"[:200]))
+        self.tell(client, {"ok": False, "reasons": list(verdict.reasons)})
+
+    def tell(self, client: socket.socket, answer: dict[str, Any]) -> None:
+        """Answer, if the client still listens."""
         try:
             client.send(json.dumps(answer | self.facts()).encode())
         except OSError:
             pass
 
-    def command(self, command: dict[str, Any]) -> dict[str, Any]:
+    def command(self, client: socket.socket, command: dict[str, Any]) -> dict[str, Any] | None:
         """Carry out a person's command. Raises ValueError naming what would be right."""
         now = monotonic_ns()
         do, who = command.get("do"), str(command.get("who", "a person"))[:80]
-        if do == "status":
-            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else []}
         if do == "stop":
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
+        if do == "status":
+            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else []}
+        if do == "offer":
+            return self.offer(now, who)
         if do == "arm":
-            self.take(Event(Kind.ARM, now, ok=command.get("automatic", True) is True, text=who))
-            granted = self.supervisor.automatic or not command.get("automatic", True)
-            return {"ok": self.supervisor.state is SafetyState.ARMED and granted, "reasons": [self.supervisor.reason]}
+            return self.confirm(client, command, now, who)
         if do == "disarm":
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
         if do == "clear":
-            faulty = self.supervisor.state is SafetyState.FAULT
             verdict = self.take(Event(Kind.CLEAR, now, text=str(command.get("reason", ""))))
-            return {"ok": faulty and self.supervisor.state is not SafetyState.FAULT, "reasons": list(verdict.reasons)}
+            return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
+        if do == "button":
+            closed = command.get("closed")
+            if type(closed) is not bool:
+                raise ValueError("button needs closed, true or false")
+            number, issued_ns = whole(command, "id"), whole(command, "issued_ns")
+            verdict = self.take(Event(Kind.BUTTON, now, issued_ns, number=number, cause=Cause.MANUAL, ok=closed, text=who))
+            return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
         if do == "trigger":
-            issued_ns = command.get("issued_ns")
-            if type(issued_ns) is not int:
-                raise ValueError("trigger needs issued_ns, the host's monotonic clock when it was pressed")
+            number, issued_ns = whole(command, "id"), whole(command, "issued_ns")
             p = self.supervisor.prescription
             t = p.trains[p.manual_train]
-            verdict = self.take(
-                Event(
-                    Kind.TRIGGER,
-                    now,
-                    issued_ns=issued_ns,
-                    train=p.manual_train,
-                    current_ua=t.current_ua,
-                    duration_us=t.duration_us,
-                    cause=Cause.MANUAL,
-                    text=who,
-                )
-            )
+            fields = (now, issued_ns, 0, number, 0, p.manual_train, t.current_ua, t.duration_us, Cause.MANUAL, False, who)
+            verdict = self.take(Event(Kind.TRIGGER, *fields))
             return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
-        raise ValueError(f"{do!r} is none of stop, trigger, arm, disarm, clear, status")
+        raise ValueError(f"{do!r} is none of stop, trigger, button, offer, arm, disarm, clear, status")
+
+    def offer(self, now: int, who: str) -> dict[str, Any]:
+        """First step of arming: what a person is to look at before the second."""
+        number = secrets.randbits(52) | 1
+        verdict = self.take(Event(Kind.OFFER, now, number=number, text=who))
+        p = self.supervisor.prescription
+        return {
+            "ok": not verdict.refused,
+            "reasons": list(verdict.reasons),
+            "offer": number,
+            "prescription_id": f"{p.number:012x}",
+            "prescription": [
+                f"train {t.name}: channel {t.channel}, {t.current_ua / 1000:g} mA, {t.phase_width_us} us, {t.pulse_rate_mhz / 1000:g} Hz, "
+                f"{t.duration_us / 1000:g} ms, {t.current_ua * t.phase_width_us / 1e6:g} uC per phase"
+                for t in p.trains
+            ],
+            "button_train": p.trains[p.manual_train].name,
+            "stimulator_identity": self.supervisor.identity,
+        }
+
+    def confirm(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
+        """Second step: what was offered is named, the electrodes were looked at, and it is on the disk before it takes effect."""
+        if command.get("electrodes_checked") is not True:
+            raise ValueError('arm needs "electrodes_checked": true from whoever has looked at patient, skin and pads [B3]')
+        try:
+            prescription = int(str(command.get("prescription_id")), 16)
+        except ValueError:
+            raise ValueError("arm needs the prescription_id of the offer [B3]") from None
+        automatic = command.get("automatic", True)
+        if type(automatic) is not bool:
+            raise ValueError("automatic must be true or false")
+        # the kernel says at every connection who it is; a page that asks for a password says when
+        proved_ns = whole(command, "authenticated_ns") if "authenticated_ns" in command else now
+        offer = whole(command, "offer")
+        verdict = self.take(Event(Kind.ARM, now, proved_ns, number=offer, event_id=prescription, ok=automatic, text=who))
+        if verdict.refused:
+            return {"ok": False, "reasons": list(verdict.reasons)}
+        self.arm_row, self.arm_client = self.ring.count, client
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What `calmloop status` shows of guard."""
         s = self.supervisor
         now = monotonic_ns()
+        p = s.prescription
         return {
             "state": s.state.value,
             "reason": s.reason,
@@ -407,10 +562,39 @@ class Guard:
             "charge_uc": s.charge_total_nc / 1000,
             "on_time_s": s.on_time_total_ns / 1e9,
             "events_last_hour": sum(start > now - 60 * MINUTE for start in s.events),
+            "late_heartbeats": s.late_total,
+            "dose": {
+                "session": {**s.session._asdict(), "max_on_ns": p.max_on_time_session_ns},
+                "24h": {**s.day._asdict(), "max_on_ns": p.max_on_time_24h_ns},
+            },
+            "faults": f"{len(s.faults)} of {FAULTS}{', guard must be started again' if s.permanent else ''}",
+            "button": "none" if not s.button_ns else "stuck" if s.button_stuck else "closed" if s.button_closed else "open",
             "stimulator": self.stimulator.status() if self.device_open else "absent",
+            "build": self.build,
             "realtime": self.got,
             "pid": os.getpid(),
         }
+
+
+def whole(command: dict[str, Any], name: str) -> int:
+    """A whole number of a person's command; ValueError says what would be right (A12)."""
+    value = command.get(name)
+    if type(value) is not int or abs(value) >= 1 << 63:
+        raise ValueError(f"{command.get('do')} needs {name}, a whole number; it has {value!r:.40} [A12]")
+    return value
+
+
+def device_of(limits: StimulatorLimits) -> Device:
+    """What a driver states of its device, in integers."""
+    return Device(
+        limits.model,
+        limits.n_channels,
+        limits.max_current_ua,
+        limits.current_step_ua,
+        limits.min_phase_width_us,
+        limits.max_phase_width_us,
+        round(limits.max_pulse_rate_hz * 1000),
+    )
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:
@@ -482,24 +666,31 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     link = socket.socket(fileno=args.link)
-    view = json.loads(link.recv(65536))
+    view = json.loads(link.recv(MAX_VIEW_BYTES))
     link.setblocking(False)
     path = messages.control_path(args.bed)
     control = listen(path)
     got = realtime.ask(view["priority"], view["cpus"])
-    stimulator = stimulators.load(view["driver"], view["port"])
+    check = wire.for_driver(view["driver"])
+    stimulator = stimulators.load(view["driver"], view["port"], check.write)
     try:
-        guard = Guard(stimulator, view, link, control, RingWriter(args.ring))
+        wrong = self_test()
+        if wrong:
+            raise ValueError("guard's test of itself failed: " + "; ".join(wrong))
+        guard = Guard(stimulator, check, view, link, control, RingWriter(args.ring))
     except ValueError as error:
-        say(f"the prescription is refused: {error}")
+        say(f"not started: {error}")
         path.unlink()
         return 2
     got |= realtime.freeze()
     guard.got = got
+    guard.build = build.hashes(type(stimulator).__module__, "controller.self_test")
     start = {
         "start_ns": monotonic_ns(),
         "view": view,
-        "current_step_ua": stimulator.limits.current_step_ua,
+        "device": guard.supervisor.prescription.device._asdict(),
+        "prescription_id": f"{guard.supervisor.prescription.number:012x}",
+        "build": guard.build,
         "pid": os.getpid(),
         "realtime": got,
     }

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 
-# what a rule says after each step, a row of `DetectorState.seen`
-ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY = range(7)
-N_SEEN = 7
+# What a rule says after each step, a row of `DetectorState.seen`. LEVEL is how strong its muscle was in the look after the last train:
+# EMG: pooled root mean square in µV, high-passed; force: mean height above the baseline; NaN until the whole look was seen.
+ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY, LEVEL = range(8)
+N_SEEN = 8
 
 # lower quantile of the block energies, and what it falls short of the mean by for Gaussian noise of about 80 degrees of freedom a block
 NOISE_QUANTILE = 0.3
@@ -27,6 +28,8 @@ NOISE_CORRECTION = 1.09
 CAP_NATS = 6.0  # one sample adds at most this (detection notes, section 7); a large outlier still rings through the filter for several
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 
+# of both kinds of rules: samples of a look; how many were seen, their sum, the stamp that they must be above
+_LOOK = [("look_samples", np.int64), ("looked", np.int64), ("look_sum", np.float64), ("look_from_s", np.float64)]
 EMG_RULE = np.dtype(
     [
         # settings
@@ -36,6 +39,7 @@ EMG_RULE = np.dtype(
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s")),
+        *_LOOK,
     ],
     align=True,
 )
@@ -45,6 +49,7 @@ FORCE_RULE = np.dtype(
         *((name, np.float64) for name in ("smooth_step", "baseline_step", "threshold", "rate_per_s", "sample_rate_hz", "gap_s")),
         *((name, np.int64) for name in ("active", "below", "at", "seen", "quality")),
         *((name, np.float64) for name in ("baseline", "smooth", "rate", "onset_s", "decided_s", "offset_s", "last_s")),
+        *_LOOK,
     ],
     align=True,
 )
@@ -89,8 +94,8 @@ class DetectorState(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s):
-    """Take one chunk into `s`, a `DetectorState`; samples up to `hold_until_s` carry stimulation.
+def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
+    """Take one chunk into `s`, a `DetectorState`; samples up to `hold_until_s` carry stimulation, later than `look_from_s` is the look.
 
     Parameters
     ----------
@@ -99,17 +104,20 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s):
     """
     n_emg_rules = s.emg.shape[0]
     for i in range(n_emg_rules):
-        _emg_update(s, i, emg_uv, emg_t_s, hold_until_s)
         rule, seen = s.emg[i], s.seen[i]
+        _look_from(rule, look_from_s)
+        _emg_update(s, i, emg_uv, emg_t_s, hold_until_s)
         noise_var = max(np.mean(s.noise_var[i, : rule.n_channels]), rule.floor_var)
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
         seen[STATISTIC], seen[THRESHOLD] = np.max(s.cusum[i, : rule.n_designs]), rule.threshold
-        seen[ENVELOPE] = np.sqrt(rule.envelope * noise_var)
+        seen[ENVELOPE], seen[LEVEL] = np.sqrt(rule.envelope * noise_var), np.sqrt(_level(rule))
     for i in range(s.force.shape[0]):
-        _force_update(s, i, force, force_t_s, hold_until_s)
         rule, seen = s.force[i], s.seen[n_emg_rules + i]
+        _look_from(rule, look_from_s)
+        _force_update(s, i, force, force_t_s, hold_until_s)
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
         seen[STATISTIC], seen[THRESHOLD], seen[ENVELOPE] = rule.smooth - rule.baseline, rule.threshold, rule.rate
+        seen[LEVEL] = _level(rule)
 
 
 @njit(cache=True, nogil=True)
@@ -127,7 +135,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.bad = rule.bad_samples
         rule.last_s = now
         learnt = rule.blocks >= rule.min_blocks
-        energy = 0.0
+        energy = power = 0.0
         for ch in range(n_channels):
             y = x_uv[k, columns[ch]]
             if not abs(y) < MAX_UV:  # NaN too
@@ -138,6 +146,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                 y = sos[q, 0] * w + z[q, ch, 0]
                 z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
                 z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
+            power += y * y
             block_sum[ch] += y * y
             u = y * y / max(noise_var[ch], rule.floor_var)
             energy += u
@@ -157,6 +166,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             _forget(rule, cusum, cusum_start_s, block_sum, now)
             continue
         rule.envelope += rule.envelope_step * (energy / n_channels - rule.envelope)
+        _look(rule, now, power / n_channels)
 
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
@@ -203,6 +213,33 @@ def _forget(rule, cusum, cusum_start_s, block_sum, now):
     rule.in_block = 0
     rule.below = 0
     rule.envelope = 0.0
+    _look_anew(rule)
+
+
+@njit(cache=True, nogil=True)
+def _look_anew(rule):
+    rule.looked = 0
+    rule.look_sum = 0.0
+
+
+@njit(cache=True, nogil=True)
+def _look_from(rule, t_s):
+    if t_s != rule.look_from_s:
+        rule.look_from_s = t_s
+        _look_anew(rule)
+
+
+@njit(cache=True, nogil=True)
+def _look(rule, now, value):
+    """Take a clean sample, if it is of the look: of the first `look_samples` after `look_from_s`, so that all looks are of one length."""
+    if now > rule.look_from_s and rule.looked < rule.look_samples:
+        rule.looked += 1
+        rule.look_sum += value
+
+
+@njit(cache=True, nogil=True)
+def _level(rule):
+    return rule.look_sum / rule.looked if rule.looked == rule.look_samples else np.nan
 
 
 @njit(cache=True, nogil=True)
@@ -232,6 +269,7 @@ def _force_update(s, i, force, t_s, hold_until_s):
             rule.smooth = rule.baseline = y
             history[:] = y
             rule.active = 0
+            _look_anew(rule)
         rule.seen += 1
         rule.smooth += rule.smooth_step * (y - rule.smooth)
         rule.rate = (rule.smooth - history[rule.at]) * rule.sample_rate_hz / rule.n_history
@@ -243,6 +281,10 @@ def _force_update(s, i, force, t_s, hold_until_s):
             rule.quality = QUALITY_LEARNING
             continue
         rule.quality = QUALITY_HELD if held else QUALITY_OK
+        if held:
+            _look_anew(rule)
+        else:
+            _look(rule, now, y - rule.baseline)
         above = rule.smooth - rule.baseline
         if not rule.active:
             if not held:

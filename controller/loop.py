@@ -80,7 +80,8 @@ def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
     now_s = received_ns * 1e-9
     bed, n_emg_rules = s.bed[0], s.detector.emg.shape[0]
     policy.hear(s.policy, feedback)
-    kernels.update(s.detector, emg_uv, emg_t_s, force, force_t_s, s.policy.policy[0].hold_until_s)
+    p = s.policy.policy[0]
+    kernels.update(s.detector, emg_uv, emg_t_s, force, force_t_s, p.hold_until_s, p.look_from_s)
     if emg_t_s.size:
         bed.emg_newest_s = emg_t_s[-1]
     if force_t_s.size:
@@ -192,6 +193,7 @@ def tell(guard_fd, io, kind, sample_s):
     m, cycle = io.to_guard[0], io.cycle[0]
     m.kind, m.issued_ns, m.number, m.event_id, m.train = kind, cycle.decided_ns, cycle.request, cycle.event_id, cycle.train
     m.current_ua, m.duration_us, m.cause, m.ok = cycle.current_ua, cycle.duration_us, cycle.cause, cycle.data_ok
+    m.rule, m.level = cycle.rule, cycle.level
     # a stamp that no clock of ours can show counts as stale; it must not stop the loop
     m.sample_ns = np.int64(sample_s * 1e9) if abs(sample_s) < 9e9 else 0
     native.send(guard_fd, io.to_guard)

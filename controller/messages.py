@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import struct
 import tempfile
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 # --- loop -> guard ----------------------------------------------------------------------------------------------------------------
 HEARTBEAT, REQUEST = 1, 2
-_TO_GUARD = struct.Struct("<10q")
+_TO_GUARD = struct.Struct("<12q")
 
 
 class ToGuard(NamedTuple):
-    """A heartbeat or a request for one train; fields as in `supervisor.Event`."""
+    """A heartbeat or a request for one train; fields as in `supervisor.Event` and, at the end, as in `policy.StimRequest`."""
 
     kind: int
     issued_ns: int
@@ -35,6 +36,8 @@ class ToGuard(NamedTuple):
     duration_us: int = 0
     cause: int = 0
     ok: int = 0
+    rule: int = 0
+    level: int = 0
 
     def pack(self) -> bytes:
         """As bytes."""
@@ -55,6 +58,7 @@ RING_CYCLE, RING_GUARD, RING_LOOP_NOTE = 1, 2, 3
 # --- people's commands ------------------------------------------------------------------------------------------------------------
 MAX_COMMAND_BYTES = 4096
 STATUS_STALE_NS = 1_000_000_000
+ARM_S = 4.0  # until it is on the disk and the stimulator has confirmed
 
 
 class NoBedError(Exception):
@@ -104,6 +108,29 @@ def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, 
     if gone:
         raise NoBedError(gone[bed])
     return answers[bed]
+
+
+def confirm(bed: str, offer: dict[str, Any], automatic: bool, who: str) -> dict[str, Any]:
+    """Second step of arming: confirm what `ask(bed, {"do": "offer"})` has shown, after a look at patient, skin and electrodes.
+
+    Raises
+    ------
+    NoBedError
+        Nobody listens, or no answer came in time.
+    """
+    named = {"offer": offer["offer"], "prescription_id": offer["prescription_id"], "electrodes_checked": True}
+    return ask(bed, {"do": "arm", **named, "automatic": automatic, "who": who}, ARM_S)
+
+
+def allow(bed: str, automatic: bool, who: str) -> dict[str, Any]:
+    """Both steps of arming at once, for programs that stand in for a person at a simulated bed (demo, benches, tests)."""
+    offer = ask(bed, {"do": "offer", "who": who})
+    return confirm(bed, offer, automatic, who) if offer["ok"] else offer
+
+
+def press(who: str) -> dict[str, Any]:
+    """A press of the button as a command: its own id, and when it was pressed, so that it counts once and never late."""
+    return {"do": "trigger", "id": secrets.randbits(52) | 1, "issued_ns": monotonic_ns(), "who": who}
 
 
 def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.0) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

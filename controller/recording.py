@@ -18,7 +18,7 @@ import numpy as np
 
 from controller import settings
 from controller.audit import Head
-from controller.policy import StimRequest, request_of
+from controller.policy import REQUEST_FIELDS, StimRequest, request_of
 from controller.xdf import StreamSpec, XdfWriter, read
 from drivers.base import Chunk, FileFormatError
 
@@ -34,7 +34,7 @@ ANCHOR, END = "audit head", "end"  # notes that say where the audit ends
 
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
-    *("request", "event_id", "train", "current_ua", "duration_us", "cause"),
+    *REQUEST_FIELDS,
 )
 # A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.
 CYCLE = np.dtype(
@@ -46,7 +46,7 @@ CYCLE = np.dtype(
     align=True,
 )
 TIME_FIELDS = ("sample_s", "onset_s", "evidence_s")
-DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality")  # as kernels.ACTIVE..QUALITY
+DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality", "level")  # as kernels.ACTIVE..LEVEL
 FEEDBACK_FIELDS = ("code", "time", "request")
 
 

@@ -19,9 +19,10 @@ import numpy as np
 
 from controller import audit, recording, settings
 from controller.guard import event_from_dict
+from controller.limits import Device, prescription_from
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS
-from controller.supervisor import Supervisor, prescription_from
+from controller.supervisor import Supervisor
 from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatError
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def _replay_guard(session: recording.Session, result: Result) -> None:
     pulses: list[list[int]] = []  # what must be in the stream of pulses
     for i, row in enumerate(session.guard()):
         if "start_ns" in row:
-            supervisor = Supervisor(prescription_from(row["view"], row["current_step_ua"]))
+            supervisor = Supervisor(prescription_from(row["view"], Device(**row["device"])))
+            supervisor.remember(row["view"]["history"])
             given = {name: value for name, value in row["view"].items() if name != "history"}  # what came before is no setting
             if given != view:
                 result.differs(guard_event=i, field="prescription", recorded=given, replayed=view)
@@ -205,6 +207,12 @@ max_event_s = 10.0
 refractory_s = 3.0
 max_on_time_s_in_60_s = 20.0
 max_duty_percent_in_5_min = 25.0
+max_on_time_min_in_session = 30.0
+max_on_time_min_in_24_h = 60.0
+max_pulses_in_session = 180000
+max_pulses_in_24_h = 360000
+max_charge_mc_in_session = 3600.0
+max_charge_mc_in_24_h = 7200.0
 max_events_in_10_min = 30
 max_automatic_events_in_1_h = 60
 arming_expires_min = 30.0

@@ -53,6 +53,12 @@ MAX_ON_TIME_S_IN_60_S = 20.0  # design, A9
 MAX_DUTY_PERCENT_IN_5_MIN = 25.0  # design
 MAX_EVENTS_IN_10_MIN = 30  # design, A9
 MAX_AUTOMATIC_EVENTS_IN_1_H = 60  # design; then a person re-arms
+MAX_ON_TIME_MIN_IN_SESSION = 30.0  # A10, this and the five that follow: half an hour of stimulation, an hour in a day
+MAX_ON_TIME_MIN_IN_24_H = 60.0
+MAX_PULSES_IN_SESSION = 180_000  # the same time at 100 Hz
+MAX_PULSES_IN_24_H = 360_000
+MAX_CHARGE_MC_IN_SESSION = 3_600.0  # the same pulses at 20 uC a phase
+MAX_CHARGE_MC_IN_24_H = 7_200.0
 MAX_ARMING_MIN = 30.0  # design, B4
 MAX_SAMPLE_AGE_MS = 250.0  # C7: what is older than this is dropped
 
@@ -216,6 +222,20 @@ class Prescription(Table):
     max_duty_percent_in_5_min: float = Field(ge=0.1, le=MAX_DUTY_PERCENT_IN_5_MIN, description="stimulation in any 5 minutes; hard limit")
     max_events_in_10_min: int = Field(ge=1, le=MAX_EVENTS_IN_10_MIN, description="events of any cause; hard limit (A9)")
     max_automatic_events_in_1_h: int = Field(ge=1, le=MAX_AUTOMATIC_EVENTS_IN_1_H, description="then a person re-arms; hard limit")
+    max_on_time_min_in_session: float = Field(
+        ge=0.1, le=MAX_ON_TIME_MIN_IN_SESSION, description="stimulation from the start of a session to its end; hard limit (A10)"
+    )
+    max_on_time_min_in_24_h: float = Field(
+        ge=0.1, le=MAX_ON_TIME_MIN_IN_24_H, description="stimulation in any 24 hours, over sessions and restarts; hard limit (A10)"
+    )
+    max_pulses_in_session: int = Field(ge=1, le=MAX_PULSES_IN_SESSION, description="pulses of all trains; hard limit (A10)")
+    max_pulses_in_24_h: int = Field(ge=1, le=MAX_PULSES_IN_24_H, description="pulses in any 24 hours; hard limit (A10)")
+    max_charge_mc_in_session: float = Field(
+        ge=0.001, le=MAX_CHARGE_MC_IN_SESSION, description="charge of the first phases of all pulses; hard limit (A10)"
+    )
+    max_charge_mc_in_24_h: float = Field(
+        ge=0.001, le=MAX_CHARGE_MC_IN_24_H, description="charge of the first phases in any 24 hours; hard limit (A10)"
+    )
     arming_expires_min: float = Field(ge=1.0, le=MAX_ARMING_MIN, description="without a person automatic mode ends; hard limit (B4)")
 
 
@@ -224,6 +244,7 @@ class Stimulator(Table):
 
     driver: Literal["rehamove3", "p24"] = Field(description="the kind of stimulator")
     port: Text = Field(description="its serial port, /dev/serial/by-id/... by preference")
+    serial: TextOrNone = Field(default="", description="the number of this very device, which must answer at the port; empty = any")
 
 
 class Realtime(Table):
@@ -319,7 +340,9 @@ def parse(text: str, name: str = "settings") -> Settings:
         place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", str(error))
         line, column = place.groups() if place else (None, None)
         where = f", line {line}, column {column}" if line else ""
-        raise SettingsError([f"{name}{where}: is not valid TOML: {str(error)[: place.start() if place else None]}"]) from None
+        words = str(error)[: place.start() if place else None]
+        hint = "; a key or a table stands twice: give it once" if re.match(r"Cannot (overwrite|declare)", words) else ""
+        raise SettingsError([f"{name}{where}: is not valid TOML: {words}{hint}"]) from None
     return _settings(raw, name, _line_numbers(text))
 
 
@@ -401,6 +424,8 @@ _UNITS = {
     "_hz": "Hz",
     "_uv": "uV",
     "_uc": "uC",
+    "_mc": "mC",
+    "_pulses": "pulses",
     "_cm2": "cm2",
     "_db": "dB",
     "_percent": "%",
@@ -507,6 +532,13 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
     if prescription and prescription.manual_train not in raw_trains:
         yield _unknown(("prescription", "manual_train"), prescription.manual_train, "[trains]", raw_trains)
 
+    if prescription:
+        for key in ("max_on_time_min", "max_pulses", "max_charge_mc"):
+            session, day = (getattr(prescription, f"{key}_{window}") for window in ("in_session", "in_24_h"))
+            if session > day:
+                words = f"must be at most {key}_in_24_h, {day:g}: a session is a part of a day"
+                yield _Problem(("prescription", f"{key}_in_session"), f" = {session} {words}")
+
     realtime = _sound(Realtime, raw.get("realtime", {}))
     if realtime and realtime.loop_priority and realtime.guard_priority <= realtime.loop_priority:
         yield _Problem(
@@ -564,6 +596,14 @@ def _train_problems(name: str, train: Train, prescription: Prescription | None) 
             if train.duration_ms > most_ms:
                 words = f"must be at most {most_ms:g} ms, [prescription] {key}: guard would refuse every such train"
                 yield _Problem((*place, "duration_ms"), f" = {train.duration_ms} {words}")
+        pulses = _n_pulses(train)
+        charge_mc = pulses * train.current_ma * train.phase_width_us * 1e-6
+        for key, value, unit in (("max_pulses", pulses, "pulses"), ("max_charge_mc", charge_mc, "mC")):
+            for window in ("in_session", "in_24_h"):
+                most = getattr(prescription, f"{key}_{window}")
+                if value > most:
+                    words = f"gives {value:.6g} {unit}, above {most:g}, [prescription] {key}_{window}: guard would refuse every such train"
+                    yield _Problem((*place, "duration_ms"), f" = {train.duration_ms} {words}")
 
 
 def _device_problems(name: str, train: Train, driver: str) -> Iterator[_Problem]:
@@ -655,6 +695,12 @@ def guard_view(settings: Settings) -> dict[str, Any]:
         "refractory_ns": _whole(prescription.refractory_s * 1e9),
         "max_on_time_60s_ns": _whole(prescription.max_on_time_s_in_60_s * 1e9),
         "max_duty_5min_ns": _whole(prescription.max_duty_percent_in_5_min * 300e9 / 100),
+        "max_on_time_session_ns": _whole(prescription.max_on_time_min_in_session * 60e9),
+        "max_on_time_24h_ns": _whole(prescription.max_on_time_min_in_24_h * 60e9),
+        "max_pulses_session": prescription.max_pulses_in_session,
+        "max_pulses_24h": prescription.max_pulses_in_24_h,
+        "max_charge_session_nc": _whole(prescription.max_charge_mc_in_session * 1e6),
+        "max_charge_24h_nc": _whole(prescription.max_charge_mc_in_24_h * 1e6),
         "max_events_10min": prescription.max_events_in_10_min,
         "max_auto_events_1h": prescription.max_automatic_events_in_1_h,
         "arming_expires_ns": _whole(prescription.arming_expires_min * 60e9),
@@ -662,6 +708,7 @@ def guard_view(settings: Settings) -> dict[str, Any]:
         "max_lateness_ns": _whole(settings.realtime.max_lateness_ms * 1e6),
         "driver": settings.stimulator.driver,
         "port": settings.stimulator.port,
+        "serial": settings.stimulator.serial,
         "priority": settings.realtime.guard_priority,
         "cpus": list(settings.realtime.cpus),
     }
@@ -691,6 +738,7 @@ def check(path: str | Path) -> str:
     """Load a file and say in sentences what it would do: `calmloop check CONFIG`. Raises `SettingsError`."""
     settings = load(path)
     rx = settings.prescription
+    box = f"the one with serial number {settings.stimulator.serial}" if settings.stimulator.serial else "whichever answers"
     lines = [f"{path}: good", "", "Listens to"]
     for kind, stream in (("EMG", settings.emg), ("force", settings.force)):
         if stream:
@@ -735,9 +783,13 @@ def check(path: str | Path) -> str:
         f"  at most {rx.max_event_s:g} s of stimulation for an event, then {rx.refractory_s:g} s of rest",
         f"  at most {rx.max_on_time_s_in_60_s:g} s in 60 s, and {rx.max_duty_percent_in_5_min:g} % in 5 min",
         f"  at most {rx.max_events_in_10_min} events in 10 min, and {rx.max_automatic_events_in_1_h} automatic ones in 1 h",
+        f"  in a session at most {rx.max_on_time_min_in_session:g} min of stimulation, {rx.max_pulses_in_session} pulses,"
+        f" {rx.max_charge_mc_in_session:g} mC",
+        f"  in 24 h at most {rx.max_on_time_min_in_24_h:g} min, {rx.max_pulses_in_24_h} pulses, {rx.max_charge_mc_in_24_h:g} mC",
         f"  arming ends after {rx.arming_expires_min:g} min without a person",
         "",
-        f"Stimulator {settings.stimulator.driver}, port {settings.stimulator.port}; sessions go to the folder {settings.session.folder}",
+        f"Stimulator {settings.stimulator.driver}, {box}, port {settings.stimulator.port};"
+        f" sessions go to the folder {settings.session.folder}",
         *(f"Note: {note}" for note in _notes(settings)),
     ]
     return "\n".join(lines)

@@ -1,62 +1,62 @@
-"""Whether output may happen: states, limits, dose, reasons. `Supervisor.step(event) -> Verdict` is the whole of it.
+"""Whether output may happen: states, dose, reasons. `Supervisor.step(event) -> Verdict` is the whole of it.
 
-Pure: no clock, no input or output, no settings file; time enters with each event. Integers only (ns, µA, µs, nC, mm²). Imports the
-standard library and `drivers.base` alone. Checks refuse with a reason, they never clip. Disabling is looked at first. What guard does
-on the wire is exactly `Verdict.output`, nothing else.
+Pure: no clock, no input or output, no settings file; time enters with each event. Integers only. What may leave at all is in `limits`; here
+is when. Checks refuse with a reason, they never clip. What guard does on the wire is exactly `Verdict.output`, nothing else.
 
-The figures of `HARD` are proposed and need a clinician's signature; a prescription can only be tighter.
+`TABLE` says what each event does in each state, all of them. A reason ends with the number of the safety requirement behind it.
+Named constants are proposed and need a clinician's signature.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from functools import cached_property
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-MS = 1_000_000
-S = 1_000_000_000
-MINUTE = 60 * S
+from controller.limits import (
+    HARD,
+    MAX_TRIGGER_AGE_NS,
+    MINUTE,
+    MS,
+    Prescription,
+    S,
+    Train,
+    highest_step,
+    layer,
+    n_pulses,
+    pulse_current,
+    pulse_reasons,
+    soft_start,
+)
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
-@dataclass(frozen=True, slots=True)
-class HardLimits:
-    """What no setting can raise (design table "Hard limits"; proposed, needs a clinician's signature)."""
-
-    max_current_ua: int = 60_000
-    min_phase_width_us: int = 20
-    max_phase_width_us: int = 1_000
-    min_pulse_rate_mhz: int = 1_000
-    max_pulse_rate_mhz: int = 100_000
-    min_pulse_spacing_ns: int = 10 * MS  # of pulses at the electrode, whatever happened in between
-    max_charge_nc: int = 30_000
-    max_rms_density_ua_per_mm2: int = 20  # 2 mA/cm²: the flag of IEC 60601-2-10
-    max_power_density_w_per_m2: int = 2_500  # 0.25 W/cm²: FDA guidance on powered muscle stimulators, 1999
-    max_pulse_energy_uj: int = 300_000  # 300 mJ into 500 ohm: IEC 60601-2-10
-    max_train_us: int = 2_000_000  # without a look
-    min_look_dead_ns: int = 20 * MS
-    min_look_ns: int = 100 * MS
-    max_event_ns: int = 10 * S
-    min_refractory_ns: int = 1 * S
-    max_on_time_60s_ns: int = 20 * S
-    max_duty_5min_ns: int = 75 * S  # 25 %
-    max_events_10min: int = 30
-    max_auto_events_1h: int = 60
-    max_arming_expires_ns: int = 30 * MINUTE
-
-
-HARD = HardLimits()
-LOAD_OHM = 500  # the load of the standards' figures
 LEASE_NS = 200 * MS  # automatic output lives this long beyond the loop's last proof of life (E4)
-MAX_TRIGGER_AGE_NS = 250 * MS  # an older trigger is dropped (C7)
 ACK_TIMEOUT_NS = 100 * MS  # no answer for this long: fault, and what was sent counts as delivered (E1)
 CONTINUE_NS = 500 * MS  # a later request for the same spasm, counted from the end of the look, is an event of its own
+OFFER_NS = 60 * S  # between the two steps of arming (B3)
+PRESENCE_NS = 5 * MINUTE  # since the person who arms proved who they are (B3)
+AUDIT_NS = 2 * S  # an arming that is not on the disk by then is not done (G7)
+WARN_PERCENT = 90  # of the time after which arming expires (B4)
+FAULTS, FAULTS_NS = 3, 10 * MINUTE  # so many faults within that time: guard must be started again (B6)
+BOUNCE_NS = 30 * MS  # of a button's contact (C3)
+STUCK_NS = 2 * S  # a button that is closed for longer is stuck (C3)
+BUTTON_LOST_NS = 2 * S  # a button that says nothing for longer is lost (C4)
+BEAT_DUE_NS = 30 * MS  # the loop's longest wait between two heartbeats when all is well (F3)
+LATE_NS, VERY_LATE_NS = 20 * MS, 100 * MS  # beyond that: counted; automatic mode is off until the loop is punctual again (F3)
+MAX_LATE, LATE_WINDOW_NS = 10, 10 * S  # 1 % of the heartbeats of ten seconds: the same (F3)
+PUNCTUAL_NS = S  # so long without a late heartbeat is punctual again
+PAUSES, PAUSES_NS = 3, 10 * MINUTE  # so many pauses within that time: a person must arm again
+RISE_PERCENT, RISES = 25, 2  # that a muscle shows more than in the look before, so often running: paradox (physiology notes 1.5, 3.4)
 MAX_REASON_CHARS = 300
 MAX_STARTS = 512  # of events, kept before the old ones are let go: more than any limit lets through in an hour
-RECORDER_WORDS = "recording does not keep up: nothing more is stimulated"
+MAX_IDS = 64  # of triggers within `MAX_TRIGGER_AGE_NS`: nobody presses that often
+RECORDER_WORDS = "recording does not keep up: nothing more is stimulated [G7]"
 LOCKOUT_WORDS = "a person must arm again"
+DAY = 24 * 60
 
 
 class SafetyState(StrEnum):
@@ -66,30 +66,37 @@ class SafetyState(StrEnum):
     IDLE = "IDLE"  # stimulator identified, high voltage off
     ARMED = "ARMED"
     STIMULATING = "STIMULATING"
-    LOCKOUT = "LOCKOUT"  # a dose limit that asks for a person
+    LOCKOUT = "LOCKOUT"  # a dose limit that asks for a person; high voltage off
     FAULT = "FAULT"  # latched until a person clears it
 
 
 class Kind(StrEnum):
-    """What can happen to guard."""
+    """What can happen to guard, the most severe first: of what comes at once, guard takes up the first first (B7, C2)."""
 
-    READY = "ready"  # the stimulator answered and was prepared (ok), or did not (text says why)
-    ARM = "arm"
-    ARMED = "armed"  # the stimulator confirmed
-    DISARM = "disarm"
     STOP = "stop"
-    CLEAR = "clear"
-    TRIGGER = "trigger"  # a person asks for one train
-    REQUEST = "request"  # the loop asks for one train
+    SELF_FAULT = "self fault"  # guard found itself wrong: only a new start mends that
+    DEVICE_FAULT = "device fault"
+    DAEMON_LOST = "daemon lost"
+    LOOP_LOST = "loop lost"
+    DISARM = "disarm"
+    RECORDER = "recorder"  # whether what happens is being recorded
+    BAD_INPUT = "bad input"
+    ACK = "ack"
     HEARTBEAT = "heartbeat"
     LOOP_JOINED = "loop joined"
-    LOOP_LOST = "loop lost"
-    DAEMON_LOST = "daemon lost"
-    ACK = "ack"
-    DEVICE_FAULT = "device fault"
-    BAD_INPUT = "bad input"
-    RECORDER = "recorder"  # whether what happens is being recorded
+    READY = "ready"  # the stimulator answered and was prepared (ok), or did not (text says why)
+    CLEAR = "clear"
+    OFFER = "offer"  # first step of arming: a person is shown what will be armed
+    ARM = "arm"  # second step
+    AUDITED = "audited"  # the arming is on the disk
+    ARMED = "armed"  # the stimulator confirmed
+    BUTTON = "button"  # the level of the patient's button
+    TRIGGER = "trigger"  # a person asks for one train
+    REQUEST = "request"  # the loop asks for one train
     TICK = "tick"
+
+
+RANK = {kind: n for n, kind in enumerate(Kind)}
 
 
 class Cause(IntEnum):
@@ -118,15 +125,20 @@ class Event(NamedTuple):
     now_ns : int
         Host monotonic clock when guard took it up.
     issued_ns : int
-        When the loop decided, or the person pressed.
+        When the loop decided, or the person pressed; of ARM: when the person proved who they are.
     sample_ns : int
         REQUEST: stamp of the sample that decided. HEARTBEAT: stamp of the newest sample; 0 = there was none yet.
     number : int
-        Request number of the loop (strictly increasing), or packet number of an acknowledgement.
+        Request number of the loop (strictly increasing), id of a trigger, packet number of an acknowledgement, number of an offer.
     event_id : int
-        The spasm that a request belongs to.
+        The spasm that a request belongs to. ARM: `Prescription.number`.
     ok : bool
         READY: the stimulator is there. HEARTBEAT: data are arriving. RECORDER: it keeps up. ARM: automatic mode is wanted too.
+        BUTTON: its contact is closed.
+    text : str
+        READY: who the stimulator is, or why there is none. Else who did it, or what happened.
+    rule, level : int
+        REQUEST: which rule asks, and what its muscle showed in the look just before, in 1/1000 of its unit; 0 = no look yet.
     """
 
     kind: Kind
@@ -141,6 +153,8 @@ class Event(NamedTuple):
     cause: int = 0
     ok: bool = False
     text: str = ""
+    rule: int = 0
+    level: int = 0
 
 
 class Verdict(NamedTuple):
@@ -172,163 +186,51 @@ class Verdict(NamedTuple):
     ended: int
 
 
-@dataclass(frozen=True)
-class Train:
-    """A prescribed train in integers."""
+class Dose(NamedTuple):
+    """What was given, or is about to be."""
 
-    name: str
-    channel: int
-    current_ua: int
-    phase_width_us: int
-    interphase_gap_us: int
-    pulse_rate_mhz: int
-    duration_us: int
-    ramp_up_us: int
-    taper_us: int
-
-    @cached_property
-    def period_ns(self) -> int:
-        """From pulse to pulse."""
-        return 10**12 // self.pulse_rate_mhz
-
-    @cached_property
-    def pulse_ns(self) -> int:
-        """From the start of the first phase to the end of the second."""
-        return (2 * self.phase_width_us + self.interphase_gap_us) * 1000
+    on_ns: int
+    charge_nc: int
+    pulses: int
 
 
-@dataclass(frozen=True, slots=True)
-class Prescription:
-    """What the clinician allows, as guard received it. `check_prescription` compares it with `HARD`."""
+class TrainGiven(NamedTuple):
+    """A train that is over, for the dose journal."""
 
-    trains: tuple[Train, ...]
-    manual_train: int
-    electrode_area_mm2: int
-    max_current_ua: int
-    max_charge_nc: int
-    look_dead_ns: int
-    look_ns: int
-    max_event_ns: int
-    refractory_ns: int
-    max_on_time_60s_ns: int
-    max_duty_5min_ns: int
-    max_events_10min: int
-    max_auto_events_1h: int
-    arming_expires_ns: int
-    max_sample_age_ns: int
-    max_lateness_ns: int
-    current_step_ua: int
+    start_ns: int
+    end_ns: int
+    pulses: int
+    charge_nc: int
+    event_id: int
+    cause: int
+    new_event: bool
+    automatic: bool
 
 
-def prescription_from(view: dict[str, Any], current_step_ua: int) -> Prescription:
-    """Build a prescription from the daemon's plain dictionary and check it; a wrong one never reaches the supervisor.
-
-    Raises
-    ------
-    ValueError
-        Names every value that is missing, of the wrong type or outside `HARD`.
-    """
-    trains = tuple(Train(name, **values) for name, values in view["trains"].items())
-    whole = {f.name for f in fields(Prescription)} - {"trains", "manual_train", "current_step_ua"}
-    numbers: dict[str, Any] = {name: view.get(name) for name in whole}
-    names = [train.name for train in trains]
-    if view["manual_train"] not in names:
-        raise ValueError(f"manual_train {view['manual_train']!r} is none of {names}")
-    prescription = Prescription(trains, names.index(view["manual_train"]), current_step_ua=current_step_ua, **numbers)
-    wrong = check_prescription(prescription)
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return prescription
+NOTHING = Dose(0, 0, 0)
+NO_TRAIN = TrainGiven(0, 0, 0, 0, 0, 0, False, False)
 
 
-def check_prescription(p: Prescription) -> list[str]:
-    """Compare a prescription with the hard limits, on guard's own account; returns what is wrong."""
-    wrong: list[str] = []
-
-    def within(name: str, value: object, low: int, high: int) -> None:
-        if type(value) is not int or not low <= value <= high:
-            wrong.append(f"{name} = {value!r} must be a whole number from {low} to {high}")
-
-    within("electrode_area_mm2", p.electrode_area_mm2, 1, 100_000)
-    within("max_current_ua", p.max_current_ua, 0, HARD.max_current_ua)
-    within("max_charge_nc", p.max_charge_nc, 0, HARD.max_charge_nc)
-    within("look_dead_ns", p.look_dead_ns, HARD.min_look_dead_ns, S)
-    within("look_ns", p.look_ns, HARD.min_look_ns, S)
-    within("max_event_ns", p.max_event_ns, 0, HARD.max_event_ns)
-    within("refractory_ns", p.refractory_ns, HARD.min_refractory_ns, 24 * 60 * MINUTE)
-    within("max_on_time_60s_ns", p.max_on_time_60s_ns, 0, HARD.max_on_time_60s_ns)
-    within("max_duty_5min_ns", p.max_duty_5min_ns, 0, HARD.max_duty_5min_ns)
-    within("max_events_10min", p.max_events_10min, 0, HARD.max_events_10min)
-    within("max_auto_events_1h", p.max_auto_events_1h, 0, HARD.max_auto_events_1h)
-    within("arming_expires_ns", p.arming_expires_ns, S, HARD.max_arming_expires_ns)
-    within("max_sample_age_ns", p.max_sample_age_ns, MS, MAX_TRIGGER_AGE_NS)
-    within("max_lateness_ns", p.max_lateness_ns, MS, MAX_TRIGGER_AGE_NS)
-    within("current_step_ua", p.current_step_ua, 1, HARD.max_current_ua)
-    if wrong:
-        return wrong
-    for t in p.trains:
-        where = f"train {t.name}: "
-        before = len(wrong)
-        within(where + "current_ua", t.current_ua, p.current_step_ua, p.max_current_ua)
-        within(where + "phase_width_us", t.phase_width_us, HARD.min_phase_width_us, HARD.max_phase_width_us)
-        within(where + "interphase_gap_us", t.interphase_gap_us, 0, HARD.max_phase_width_us)
-        within(where + "pulse_rate_mhz", t.pulse_rate_mhz, HARD.min_pulse_rate_mhz, HARD.max_pulse_rate_mhz)
-        within(where + "duration_us", t.duration_us, 1, HARD.max_train_us)
-        within(where + "ramp_up_us", t.ramp_up_us, 0, HARD.max_train_us)
-        within(where + "taper_us", t.taper_us, 0, HARD.max_train_us)
-        if len(wrong) > before:
-            continue
-        if t.current_ua % p.current_step_ua:
-            wrong.append(f"{where}current_ua = {t.current_ua} is no multiple of the stimulator's step of {p.current_step_ua} uA")
-        if t.ramp_up_us + t.taper_us > t.duration_us:
-            wrong.append(f"{where}ramp and taper are longer than the train")
-        wrong += [where + reason for reason in pulse_reasons(t, t.current_ua, p)]
-    return wrong
+def in_order(events: Iterable[Event]) -> list[Event]:
+    """Events that came at once, the most severe first; those of one kind as they came (B7)."""
+    return sorted(events, key=lambda event: RANK[event.kind])
 
 
-def pulse_reasons(t: Train, current_ua: int, p: Prescription) -> list[str]:
-    """Why a pulse of this train at this current may not leave; empty = it may.
-
-    Charge Q = I w; rms density sqrt(2 w f) I / A; power density I_rms² R / A; energy 2 I² R w (physiology notes, section 4: IEC
-    60601-2-10 and FDA 1999), all in integers by comparing squares.
-    """
-    reasons = []
-    if not 0 < current_ua <= min(p.max_current_ua, t.current_ua, HARD.max_current_ua):
-        reasons.append(f"current {current_ua} uA is above the {min(p.max_current_ua, t.current_ua)} uA prescribed, or not above 0")
-    if current_ua * t.phase_width_us > min(p.max_charge_nc, HARD.max_charge_nc) * 1000:
-        reasons.append(
-            f"charge {current_ua * t.phase_width_us // 1000} nC per phase is above {min(p.max_charge_nc, HARD.max_charge_nc)} nC"
-        )
-    # I_rms² in uA² times 10^9: w in us, f in mHz
-    square = current_ua**2 * 2 * t.phase_width_us * t.pulse_rate_mhz
-    if square > (HARD.max_rms_density_ua_per_mm2 * p.electrode_area_mm2) ** 2 * 10**9:
-        reasons.append(f"rms density is above {HARD.max_rms_density_ua_per_mm2 / 10} mA/cm2 on {p.electrode_area_mm2 / 100} cm2")
-    # I_rms² R / A in W/m²: 10^-12 A² per uA², 10^-6 m² per mm²
-    if square * LOAD_OHM >= HARD.max_power_density_w_per_m2 * p.electrode_area_mm2 * 10**15:
-        reasons.append(f"power density is not below {HARD.max_power_density_w_per_m2 / 10_000} W/cm2")
-    if current_ua**2 * LOAD_OHM * 2 * t.phase_width_us > HARD.max_pulse_energy_uj * 10**12:
-        reasons.append(f"energy of a pulse is above {HARD.max_pulse_energy_uj // 1000} mJ")
-    return reasons
+def _sum(doses: Iterable[Dose]) -> Dose:
+    on_ns = charge_nc = pulses = 0
+    for dose in doses:
+        on_ns, charge_nc, pulses = on_ns + dose[0], charge_nc + dose[1], pulses + dose[2]
+    return Dose(on_ns, charge_nc, pulses)
 
 
-def n_pulses(t: Train, duration_us: int) -> int:
-    """How many pulses a train of this duration has."""
-    return max(1, -(-duration_us // (t.period_ns // 1000)))
+def _planned(t: Train, current_ua: int, duration_ns: int) -> Dose:
+    """What a train can give at most."""
+    pulses = n_pulses(t, duration_ns // 1000)
+    return Dose(duration_ns, pulses * (current_ua * t.phase_width_us // 1000), pulses)
 
 
-def pulse_current(t: Train, k: int, current_ua: int, duration_us: int, step_ua: int) -> int:
-    """Current of pulse k of a train, µA: linear ramp, plateau, linear taper, rounded down to the stimulator's step.
-
-    The first pulse of a ramp has a period's worth of it, the last of a taper too; none is below one step.
-    """
-    period_us = t.period_ns // 1000
-    start_us = k * period_us
-    part = current_ua
-    if t.ramp_up_us and start_us + period_us < t.ramp_up_us:
-        part = min(part, current_ua * (start_us + period_us) // t.ramp_up_us)
-    if t.taper_us and duration_us - start_us < t.taper_us:
-        part = min(part, current_ua * (duration_us - start_us) // t.taper_us)
-    return max(step_ua, part // step_ua * step_ua)
+def _fits(given: Dose, more: Dose, most: Dose) -> bool:
+    return given[0] + more[0] <= most[0] and given[1] + more[1] <= most[1] and given[2] + more[2] <= most[2]
 
 
 def _ms(ns: int) -> int:
@@ -343,9 +245,36 @@ def _later(starts: tuple[int, ...], now: int) -> tuple[int, ...]:
     return (*starts, now)
 
 
-_end_of = itemgetter(1)
+_start_of, _end_of = itemgetter(0), itemgetter(1)
 _CAUSE_WORDS: dict[int, str] = {Cause.EMG: "emg", Cause.FORCE: "force", Cause.MANUAL: "manual"}
 _AUTOMATIC = (Cause.EMG, Cause.FORCE)
+_SEVERITY = {Output.NONE: 0, Output.PULSE: 1, Output.ARM: 2, Output.DISARM: 3, Output.STOP: 4}
+
+# What happens: event by row, state by column; each word is a method `_WORD` of `Supervisor`.
+#                      OFF          IDLE         ARMED        STIMULATING  LOCKOUT      FAULT
+_ROWS = {
+    Kind.STOP:         "stop         stop         stop         stop         stop         stop",
+    Kind.SELF_FAULT:   "wrong        wrong        wrong        wrong        wrong        wrong",
+    Kind.DEVICE_FAULT: "trouble      trouble      trouble      trouble      trouble      trouble",
+    Kind.DAEMON_LOST:  "end          end          end          end          end          end",
+    Kind.LOOP_LOST:    "unhear       unhear       unhear       unhear       unhear       unhear",
+    Kind.DISARM:       "nothing      disarm       disarm       disarm       disarm       nothing",
+    Kind.RECORDER:     "recorder     recorder     recorder     recorder     recorder     recorder",
+    Kind.BAD_INPUT:    "tell         tell         tell         tell         tell         tell",
+    Kind.ACK:          "ack          ack          ack          ack          ack          ack",
+    Kind.HEARTBEAT:    "beat         beat         beat         beat         beat         beat",
+    Kind.LOOP_JOINED:  "join         join         join         join         join         join",
+    Kind.READY:        "ready        nothing      nothing      nothing      nothing      nothing",
+    Kind.CLEAR:        "no_fault     no_fault     no_fault     no_fault     no_fault     clear",
+    Kind.OFFER:        "no_arm       offer        offer        no_arm       offer        no_arm",
+    Kind.ARM:          "no_arm       arm          arm          no_arm       arm          no_arm",
+    Kind.AUDITED:      "nothing      audited      audited      nothing      audited      nothing",
+    Kind.ARMED:        "unasked      armed        armed        unasked      armed        unasked",
+    Kind.BUTTON:       "button       button       button       button       button       button",
+    Kind.TRIGGER:      "ask          ask          ask          ask          ask          ask",
+    Kind.REQUEST:      "ask          ask          ask          ask          ask          ask",
+    Kind.TICK:         "nothing      nothing      nothing      nothing      nothing      nothing",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -356,17 +285,38 @@ class Supervisor:
     state: SafetyState = SafetyState.OFF
     reason: str = "no stimulator yet"
     automatic: bool = False  # a person armed automatic mode, for the loop that was alive then
-    arming: bool = False
-    want_automatic: bool = False
     person_ns: int = 0  # last act of a person
     armed_ns: int = 0
+    warned: bool = False  # that arming expires soon
+    # arming: offered -> asked for -> on the disk -> confirmed by the stimulator
+    offer: int = 0
+    offer_ns: int = 0
+    arming_ns: int = 0  # when it was asked for; 0 = it is not
+    want_automatic: bool = False
+    audited: bool = False
+    stop_ns: int = 0  # what was asked for before the last stop is void (C2)
+    # the stimulator, and what went wrong
+    identity: str = ""
+    faults: tuple[int, ...] = ()
+    permanent: bool = False
+    lockout: str = ""
     # the loop
     loop_joined: bool = False
     heartbeat_ns: int = 0
+    late: tuple[int, ...] = ()  # heartbeats that were
+    late_total: int = 0
+    pauses: tuple[int, ...] = ()  # of automatic mode, because the loop was late
+    paused: bool = False
     data_ok: bool = False
     data_age_ns: int = 0  # of the newest sample when the loop last beat
     recorder_ok: bool = True
     last_number: int = 0
+    ids: tuple[tuple[int, int], ...] = ()  # (when, id) of the last triggers
+    # the button: 0 = there is none
+    button_ns: int = 0  # when it last said something
+    button_edge_ns: int = 0
+    button_closed: bool = False
+    button_stuck: bool = False
     # the running train
     train: int = 0
     request: int = 0
@@ -376,118 +326,100 @@ class Supervisor:
     train_start_ns: int = 0
     pulse: int = 0  # index of the next pulse
     pulse_due_ns: int = 0
+    train_pulses: int = 0
+    train_charge_nc: int = 0
+    new_event: bool = False
+    first_ns: tuple[int, ...] = ()  # of each train, its first pulse since arming; 0 = none yet
+    last_ua: tuple[int, ...] = ()  # of each train, its current when it was last given since arming
     # the wire
     last_pulse_ns: int = 0
     last_done_ns: int = 0  # when the last pulse was surely over
     outstanding: bool = False
-    # the dose
+    # the event: one spasm, or one press
     event_id: int = 0
     event_cause: int = 0
     event_on_ns: int = 0
     event_end_ns: int = -MINUTE
+    event_level: int = 0
+    event_rises: int = 0
+    paradox_rules: tuple[int, ...] = ()
+    # the dose
     trains: tuple[tuple[int, int, int], ...] = ()  # (start, end, on-time before it) of those that were over in the last 5 min
     events: tuple[int, ...] = ()  # starts in the last hour
     auto_events: tuple[int, ...] = ()  # of these the loop's
+    minutes: tuple[tuple[int, Dose], ...] = ()  # (start of the minute, what ended in it) of the last 24 h
+    day: Dose = NOTHING  # sum of `minutes`
+    session: Dose = NOTHING
+    last_train: TrainGiven = NO_TRAIN
     pulses_total: int = 0
     charge_total_nc: int = 0
     on_time_total_ns: int = 0
     withheld_total: int = 0
     lawful_ua: tuple[frozenset[int], ...] = ()  # of each train, the currents for which `pulse_reasons` has nothing to say
     _said: list[str] = field(default_factory=list)
+    _refused: int = 0
+    _ended: int = 0
 
     def __post_init__(self) -> None:
         p = self.prescription  # never changes, so what follows from it is worked out once
+        step_ua = p.device.current_step_ua
         self.lawful_ua = tuple(
-            frozenset(ua for ua in range(p.current_step_ua, t.current_ua + 1, p.current_step_ua) if not pulse_reasons(t, ua, p))
-            for t in p.trains
+            frozenset(ua for ua in range(step_ua, t.current_ua + 1, step_ua) if not pulse_reasons(t, ua, p)) for t in p.trains
         )
+        self._forget_currents()
+
+    def remember(self, history: dict[str, Any]) -> None:
+        """Take over the dose of earlier, from the journal; before the first event.
+
+        Raises
+        ------
+        ValueError
+            The history is not what the journal writes: an unknown dose is no dose of zero, so guard does not start (A10, F8).
+        """
+        try:
+            rows = [(*map(_whole, row),) for row in history["trains"]]
+            minutes = [(*map(_whole, row),) for row in history["minutes"]]
+            session = Dose(*map(_whole, history["session"]))
+            events, auto_events = ((*sorted(map(_whole, history[name])),) for name in ("events", "auto_events"))
+            lockout = str(history["lockout"])[:MAX_REASON_CHARS]
+            for start, end in rows:
+                self.trains = (*self.trains, (start, end, self.on_time_total_ns))
+                self.on_time_total_ns += end - start
+            self.minutes = tuple(sorted((start, Dose(on_ns, charge_nc, pulses)) for start, on_ns, charge_nc, pulses in minutes))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the dose history cannot be read: {type(error).__name__}: {error} [A10, F8]") from None
+        self.day = _sum(dose for _, dose in self.minutes)
+        self.session, self.events, self.auto_events, self.lockout = session, events, auto_events, lockout
+        if self.trains:
+            self.event_end_ns = self.last_done_ns = self.trains[-1][1]
 
     # --- the step ------------------------------------------------------------------------------------------------------------
     def step(self, event: Event) -> Verdict:
         """Take one event, give the verdict. Never raises on any event of the right types."""
         self._said = []
-        output, refused, ended = Output.NONE, 0, 0
-        current_ua = 0
-        kind, now = event.kind, event.now_ns
-
+        self._refused = self._ended = 0
+        current_ua, now = 0, event.now_ns
+        output = Output.NONE
         # An answer that is late by guard's own clock is as good as none: what happened in between is not known.
         if self.outstanding and now - self.last_pulse_ns > ACK_TIMEOUT_NS:
-            ended = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered", now)
-            output = Output.STOP
-
-        # an event is of one kind, so the order of the branches decides nothing: the one in a hurry first, then by severity
-        if kind is Kind.REQUEST or kind is Kind.TRIGGER:
-            reasons = self._reasons(event)
-            if reasons:
-                refused = self._refuse(event, reasons)
-            else:
-                self._begin(event)
-        elif kind is Kind.DEVICE_FAULT:
-            ended = self._fault(event.text, now) or ended
-            output = Output.STOP
-        elif kind is Kind.STOP:
-            ended = ended or self._end("stopped: " + event.text, now)
-            output = Output.STOP
-            self.outstanding = False  # the box drops its queue with the stop: an answer need not come
-            self.person_ns = now
-            if self.state not in (SafetyState.OFF, SafetyState.FAULT):
-                self._to(SafetyState.IDLE, "stopped: " + event.text)
-        elif kind is Kind.DAEMON_LOST:
-            ended = self._end(event.text or "daemon lost", now)
-            output = Output.STOP
-            self._to(SafetyState.OFF, event.text or "daemon lost: nothing is recorded, so nothing is stimulated")
-        elif kind is Kind.LOOP_LOST:
-            self.loop_joined = self.data_ok = False
-            self.data_age_ns = 0
-            if self.request > 0:
-                ended = self._end("loop lost", now)
-            if self.automatic:
-                self.automatic = False
-                if self.state is SafetyState.ARMED:
-                    self._to(SafetyState.ARMED, "armed for the button only: loop lost; a person must arm automatic mode again")
-        elif kind is Kind.DISARM:
-            ended = self._end("disarmed: " + event.text, now)
-            self.outstanding = self.arming = False
-            self.person_ns = now
-            if self.state in (SafetyState.ARMED, SafetyState.LOCKOUT):
-                output = Output.DISARM
-                self._to(SafetyState.IDLE, "disarmed: " + event.text)
-        elif kind is Kind.ACK:
-            if self.outstanding:
-                self.outstanding = False
-                self.last_done_ns = now
-        elif kind is Kind.HEARTBEAT:
-            self._beat(event)
-        elif kind is Kind.LOOP_JOINED:
-            self.loop_joined, self.automatic, self.data_ok, self.last_number = True, False, False, 0
-            self.event_id = self.data_age_ns = 0  # its numbers start anew: it continues nobody's event
-        elif kind is Kind.RECORDER:
-            self.recorder_ok = event.ok
-            self._say("recording keeps up again" if event.ok else RECORDER_WORDS)
-        elif kind is Kind.READY:
-            if self.state is SafetyState.OFF and event.ok:
-                self._to(SafetyState.IDLE, "not armed: " + event.text)
-            elif self.state is SafetyState.OFF:
-                self._to(SafetyState.OFF, event.text)
-        elif kind is Kind.CLEAR:
-            self._clear(event)
-        elif kind is Kind.ARM:
-            output = self._arm(event)
-        elif kind is Kind.ARMED:
-            output = self._armed(event)
-        elif kind is Kind.BAD_INPUT:
-            self._say("refused: " + event.text)
-
+            output = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered [E1]", now)
+        output = max(output, TABLE[event.kind][self.state](self, event), key=_SEVERITY.__getitem__)
+        if self.button_ns:
+            output = max(output, self._watch_button(now), key=_SEVERITY.__getitem__)
+        if self.arming_ns and now - self.arming_ns > AUDIT_NS:
+            self._disarming("not armed: the audit did not confirm it [G7]")
         if output is Output.NONE and self.state is SafetyState.STIMULATING:
             cut = self._cut(now)
             if cut:
-                ended = self._end(cut, now)
+                self._end_train(cut, now)
             else:
-                current_ua, ended = self._due(now)
-                output = Output.PULSE if current_ua else Output.NONE
-        if output is Output.NONE and self.state in (SafetyState.ARMED, SafetyState.LOCKOUT) and self._expired(now):
-            self._to(SafetyState.IDLE, "arming expired: no person for " + f"{self.prescription.arming_expires_ns // MINUTE} min")
-            output = Output.DISARM
+                current_ua = self._due(now)
+                if current_ua:
+                    output = Output.PULSE
+                elif self.permanent:
+                    output = Output.STOP
+        if self.state is SafetyState.ARMED:
+            output = max(output, self._expire(now), key=_SEVERITY.__getitem__)
         return Verdict(
             delivered=output is Output.PULSE,
             state=self.state,
@@ -497,13 +429,117 @@ class Supervisor:
             train=self.train,
             current_ua=current_ua,
             wake_ns=self._wake(),
-            refused=refused,
-            ended=ended,
+            refused=self._refused,
+            ended=self._ended,
         )
 
-    # --- the loop's proof of life ---------------------------------------------------------------------------------------------
-    def _beat(self, event: Event) -> None:
-        was_stale = self.stale
+    # --- what ends output ----------------------------------------------------------------------------------------------------
+    def _stop(self, event: Event) -> Output:
+        self._end_train("stopped: " + event.text, event.now_ns)
+        self.outstanding = False  # the box drops its queue with the stop: an answer need not come
+        self.person_ns = self.stop_ns = event.now_ns
+        self._disarming("")
+        if self.state in (SafetyState.IDLE, SafetyState.ARMED):
+            self._to(SafetyState.IDLE, "stopped: " + event.text)
+        else:
+            self._say("stopped: " + event.text)
+        return Output.STOP
+
+    def _wrong(self, event: Event) -> Output:
+        self.permanent = True
+        return self._fault(event.text + " (guard must be started again) [B5]", event.now_ns)
+
+    def _trouble(self, event: Event) -> Output:
+        return self._fault(event.text, event.now_ns)
+
+    def _end(self, event: Event) -> Output:
+        why = event.text or "daemon lost: nothing is recorded, so nothing is stimulated"
+        self._end_train(why, event.now_ns)
+        self._to(SafetyState.OFF, why)
+        return Output.STOP
+
+    def _unhear(self, event: Event) -> Output:
+        self.loop_joined = self.data_ok = False
+        self.data_age_ns = self.heartbeat_ns = 0
+        self._automatic_off("loop lost; a person must arm automatic mode again", event.now_ns)
+        return Output.NONE
+
+    def _disarm(self, event: Event) -> Output:
+        self._end_train("disarmed: " + event.text, event.now_ns)
+        self.outstanding = False
+        self.person_ns = event.now_ns
+        self._disarming("")
+        if self.state is SafetyState.ARMED:
+            self._to(SafetyState.IDLE, "disarmed: " + event.text)
+            return Output.DISARM
+        return Output.NONE
+
+    def _fault(self, why: str, now: int) -> Output:
+        self._end_train("fault", now)
+        self.outstanding = False
+        if self.state is SafetyState.FAULT:  # the first reason stays: what comes after may only follow from it
+            self._say("fault: " + why)
+            return Output.STOP
+        self.faults = (*self.faults, now)[-FAULTS:]
+        if len(self.faults) == FAULTS and now - self.faults[0] <= FAULTS_NS and not self.permanent:
+            self.permanent = True
+            why = f"{why[: MAX_REASON_CHARS // 2]}; {FAULTS} faults within {FAULTS_NS // MINUTE} min: guard must be started again [B6]"
+        self._to(SafetyState.FAULT, "fault: " + why)
+        return Output.STOP
+
+    def _automatic_off(self, why: str, now: int) -> None:
+        self.paused = False
+        if self.automatic:
+            self.automatic = False
+            self._end_loops_train(why, now)
+            self._to(self.state, "armed for the button only: " + why)
+
+    def _end_loops_train(self, why: str, now: int) -> None:
+        if self.request > 0:
+            self._end_train(why, now)
+
+    # --- what only informs ---------------------------------------------------------------------------------------------------
+    def _nothing(self, event: Event) -> Output:
+        return Output.NONE
+
+    def _tell(self, event: Event) -> Output:
+        self._say("refused: " + event.text)
+        return Output.NONE
+
+    def _recorder(self, event: Event) -> Output:
+        self.recorder_ok = event.ok
+        self._say("recording keeps up again" if event.ok else event.text or RECORDER_WORDS)
+        return Output.NONE
+
+    def _ack(self, event: Event) -> Output:
+        if self.outstanding:
+            self.outstanding = False
+            self.last_done_ns = event.now_ns
+        return Output.NONE
+
+    def _ready(self, event: Event) -> Output:
+        if not event.ok:
+            self._to(SafetyState.OFF, event.text)
+        elif self.identity and event.text != self.identity:
+            was, self.identity = self.identity, ""  # whoever clears the fault accepts the new one
+            return self._fault(f"another stimulator: {event.text}, before {was} [E6]", event.now_ns)
+        else:
+            self.identity = event.text
+            if self.lockout:
+                self._to(SafetyState.LOCKOUT, self.lockout)
+            else:
+                self._to(SafetyState.IDLE, f"not armed: {event.text} found")
+        return Output.NONE
+
+    # --- the loop's proof of life --------------------------------------------------------------------------------------------
+    def _join(self, event: Event) -> Output:
+        self._automatic_off("a new loop; a person must arm automatic mode again", event.now_ns)
+        self.loop_joined, self.data_ok, self.last_number = True, False, 0
+        self.event_id = self.data_age_ns = self.heartbeat_ns = 0  # its numbers start anew: it continues nobody's event
+        return Output.NONE
+
+    def _beat(self, event: Event) -> Output:
+        was_stale, before = self.stale, self.heartbeat_ns
         # when the loop lived, not when guard got to hear of it: beats that waited in the socket prove nothing
         self.heartbeat_ns = min(event.issued_ns, event.now_ns)
         if event.sample_ns:
@@ -514,6 +550,31 @@ class Supervisor:
             self._say(stale)
         elif was_stale and not stale:
             self._say("data fresh again")
+        late_ns = self.heartbeat_ns - before - BEAT_DUE_NS if before else 0
+        if late_ns > LATE_NS:
+            self._count_late(late_ns, event.now_ns)
+        elif self.paused and event.now_ns - self.late[-1] > PUNCTUAL_NS:
+            self.paused = False
+            self._say("the loop is punctual again: automatic mode goes on [F3]")
+        return Output.NONE
+
+    def _count_late(self, late_ns: int, now: int) -> None:
+        """Late once by much, or in 1 % of ten seconds' heartbeats: automatic mode pauses; the third pause asks for a person."""
+        self.late = (*self.late, now)[-MAX_LATE - 1 :]
+        self.late_total += 1
+        often = len(self.late) > MAX_LATE and now - self.late[0] <= LATE_WINDOW_NS
+        if self.paused or not self.automatic or not (often or late_ns > VERY_LATE_NS):
+            return
+        self.late = (now,)
+        self.pauses = (*self.pauses, now)[-PAUSES:]
+        why = f"{MAX_LATE + 1} times in {LATE_WINDOW_NS // S} s" if often else f"by {_ms(late_ns)} ms (at most {VERY_LATE_NS // MS})"
+        if len(self.pauses) == PAUSES and now - self.pauses[0] <= PAUSES_NS:
+            self._automatic_off(f"the loop was late {why}, {PAUSES} times in {PAUSES_NS // MINUTE} min; {LOCKOUT_WORDS} [F3]", now)
+            return
+        self.paused = True
+        words = f"automatic mode pauses: the loop was late {why} [F3]"
+        self._end_loops_train(words, now)
+        self._say(words)
 
     @property
     def stale(self) -> str:
@@ -523,123 +584,301 @@ class Supervisor:
             return ""
         return f"data stale: newest sample is {_ms(self.data_age_ns)} ms old (at most {most // MS})"
 
-    # --- arming --------------------------------------------------------------------------------------------------------------
+    # --- arming: two steps by a person, one on the disk, one by the stimulator -----------------------------------------------
+    def _no_arm(self, event: Event) -> Output:
+        self._refused = -1
+        self._say(f"refused: arming is possible from IDLE, not from {self.state}: {self.reason} [B2]")
+        return Output.NONE
+
+    def _offer(self, event: Event) -> Output:
+        self.offer, self.offer_ns = event.number, event.now_ns
+        return Output.NONE
+
     def _arm(self, event: Event) -> Output:
-        if self.state not in (SafetyState.IDLE, SafetyState.ARMED, SafetyState.LOCKOUT):
-            self._say(f"refused: arming is possible from IDLE, not from {self.state}: {self.reason}")
+        now, reasons = event.now_ns, []
+        if not self.offer or event.number != self.offer or now - self.offer_ns > OFFER_NS:
+            reasons.append(f"arming takes two steps within {OFFER_NS // S} s: look at what is offered, then arm [B3]")
+        if event.event_id != self.prescription.number:
+            reasons.append("the prescription named is not the one in force [B3]")
+        if not 0 <= now - event.issued_ns <= PRESENCE_NS:
+            reasons.append(f"whoever arms must have proved who they are within {PRESENCE_NS // MINUTE} min [B3]")
+        if self.button_closed:
+            reasons.append("the button is closed: let it go first [C3]")
+        if not self.recorder_ok:
+            reasons.append(RECORDER_WORDS)
+        if self.arming_ns:
+            reasons.append("arming is under way already [B3]")
+        exhausted = self._exhausted(now)
+        if exhausted:
+            reasons.append(exhausted)
+        if reasons:
+            self._refused = -1
+            self._say("refused: " + "; ".join(reasons))
             return Output.NONE
-        self.person_ns = event.now_ns
-        self.arming, self.want_automatic = True, event.ok
+        self.person_ns = self.arming_ns = now
+        self.offer, self.audited, self.want_automatic = 0, False, event.ok
+        self._say("arming: " + event.text)
+        return Output.NONE
+
+    def _audited(self, event: Event) -> Output:
+        if not self.arming_ns or self.audited:
+            return Output.NONE
+        self.audited = True
         return Output.ARM
 
     def _armed(self, event: Event) -> Output:
-        if not self.arming or self.state not in (SafetyState.IDLE, SafetyState.ARMED, SafetyState.LOCKOUT):
-            if self.state in (SafetyState.ARMED, SafetyState.STIMULATING, SafetyState.LOCKOUT):
-                self._end("armed without having been asked", event.now_ns)
-                self._to(SafetyState.IDLE, "armed without having been asked: taken back")
-            return Output.STOP
-        self.arming = False
-        alive = self.loop_joined and self.data_ok and event.now_ns - self.heartbeat_ns <= LEASE_NS
+        now = event.now_ns
+        if not self.arming_ns or not self.audited:
+            return self._unasked(event)
+        self._disarming("")
+        alive = self.loop_joined and self.data_ok and now - self.heartbeat_ns <= LEASE_NS
         self.automatic = self.want_automatic and alive
-        self.armed_ns = self.person_ns = event.now_ns
+        self.armed_ns = self.person_ns = now
+        self.warned = False
+        self.lockout, self.paradox_rules, self.late, self.pauses, self.paused = "", (), (), (), False
+        self._forget_currents()
         if self.want_automatic and not alive:
             self._to(SafetyState.ARMED, "armed for the button only: the loop has no data")
         else:
             self._to(SafetyState.ARMED, "armed" if self.automatic else "armed for the button only")
         return Output.NONE
 
-    def _clear(self, event: Event) -> None:
-        if self.state is not SafetyState.FAULT:
-            self._say("refused: there is no fault to clear")
+    def _unasked(self, event: Event) -> Output:
+        self._end_train("armed without having been asked", event.now_ns)
+        self._disarming("")
+        if self.state is SafetyState.ARMED:
+            self._to(SafetyState.IDLE, "armed without having been asked: taken back [B1]")
+        else:
+            self._say("armed without having been asked: taken back [B1]")
+        return Output.STOP
+
+    def _disarming(self, why: str) -> None:
+        self.arming_ns = self.offer = 0
+        self.audited = False
+        self._say(why)
+
+    def _no_fault(self, event: Event) -> Output:
+        self._refused = -1
+        self._say("refused: there is no fault to clear")
+        return Output.NONE
+
+    def _clear(self, event: Event) -> Output:
+        if self.permanent:
+            self._refused = -1
+            self._say("refused: only a new start of guard clears this fault: " + self.reason)
         elif not event.text.strip():
-            self._say("refused: clearing a fault needs a reason in words")
+            self._refused = -1
+            self._say("refused: clearing a fault needs a reason in words [B5]")
         else:
             self.person_ns = event.now_ns
-            self._to(SafetyState.OFF, "fault cleared: " + event.text[:MAX_REASON_CHARS])
+            self._to(SafetyState.OFF, "fault cleared: " + event.text)
+        return Output.NONE
+
+    def _expire(self, now: int) -> Output:
+        most = self.prescription.arming_expires_ns
+        if now - self.person_ns > most:
+            by = layer(self.prescription, "arming_expires_ns")
+            self._to(SafetyState.IDLE, f"arming expired: no person for {most // MINUTE} min [B4, {by}]")
+            return Output.DISARM
+        if not self.warned and now - self.person_ns >= most * WARN_PERCENT // 100:
+            self.warned = True
+            self._say(f"arming expires in {(most - (now - self.person_ns)) // S} s unless a person acts [B4]")
+        return Output.NONE
+
+    # --- the button ----------------------------------------------------------------------------------------------------------
+    def _button(self, event: Event) -> Output:
+        now, there = event.now_ns, self.button_ns != 0
+        self.button_ns = now
+        if event.ok == self.button_closed:
+            return Output.NONE
+        bounced = there and now - self.button_edge_ns < BOUNCE_NS
+        self.button_closed, self.button_edge_ns, self.button_stuck = event.ok, now, False
+        if not event.ok or bounced:
+            return Output.NONE
+        if not there:
+            self._say("the button is closed: let it go first [C3]")
+            return Output.NONE
+        p = self.prescription
+        t = p.trains[p.manual_train]
+        press = event._replace(kind=Kind.TRIGGER, train=p.manual_train, current_ua=t.current_ua, duration_us=t.duration_us)
+        return self._ask(press)
+
+    def _watch_button(self, now: int) -> Output:
+        if self.button_closed and not self.button_stuck and now - self.button_edge_ns > STUCK_NS:
+            self.button_stuck = True
+            self._say(f"the button is stuck: closed for more than {STUCK_NS // S} s [C3]")
+        if now - self.button_ns <= BUTTON_LOST_NS:
+            return Output.NONE
+        self.button_ns, self.button_closed = 0, False
+        words = f"the button is lost: nothing heard of it for {BUTTON_LOST_NS // S} s [C4]"
+        if not self.automatic:
+            self._say(words)
+            return Output.NONE
+        self._end_train(words, now)
+        self._to(SafetyState.IDLE, "disarmed: " + words)
+        return Output.DISARM
 
     # --- may this train begin? -----------------------------------------------------------------------------------------------
+    def _ask(self, event: Event) -> Output:
+        reasons = self._reasons(event)
+        if event.kind is Kind.TRIGGER:
+            self.ids = (*(old for old in self.ids if event.now_ns - old[0] <= MAX_TRIGGER_AGE_NS), (event.now_ns, event.number))[-MAX_IDS:]
+        else:
+            self.last_number = max(self.last_number, event.number)
+        if not reasons:
+            self._begin(event)
+            return Output.NONE
+        self._refused = -1 if event.kind is Kind.TRIGGER else event.number
+        self._say("refused: " + "; ".join(reasons))
+        for reason in reasons:
+            if LOCKOUT_WORDS in reason and self.state is SafetyState.ARMED and (self.automatic or event.kind is Kind.TRIGGER):
+                self.lockout = reason
+                self._to(SafetyState.LOCKOUT, reason)
+                return Output.DISARM
+        return Output.NONE
+
     def _reasons(self, event: Event) -> list[str]:
         p, now = self.prescription, event.now_ns
         by_person = event.kind is Kind.TRIGGER
         reasons: list[str] = []
         if self.state is not SafetyState.ARMED:
-            reasons.append(
-                f"not armed: {self.state}, {self.reason}" if self.state is not SafetyState.STIMULATING else "already stimulating"
-            )
-        if self._expired(now):
-            reasons.append("arming has expired")
+            stimulating = self.state is SafetyState.STIMULATING
+            reasons.append("already stimulating [C6]" if stimulating else f"not armed: {self.state}, {self.reason} [B2]")
+        if now - self.person_ns > p.arming_expires_ns:
+            reasons.append("arming has expired [B4]")
+        if self.arming_ns:
+            reasons.append("arming is under way [B3]")
         if not self.recorder_ok:
             reasons.append(RECORDER_WORDS)
         age = now - event.issued_ns
+        if event.issued_ns <= self.stop_ns:
+            reasons.append("asked for before the last stop [C2]")
         if by_person:
             if not 0 <= age <= MAX_TRIGGER_AGE_NS:
-                reasons.append(f"trigger is {_ms(age)} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed)")
+                reasons.append(f"trigger is {_ms(age)} ms old (0 to {MAX_TRIGGER_AGE_NS // MS} allowed) [C7]")
+            recent = [number for when, number in self.ids if now - when <= MAX_TRIGGER_AGE_NS]
+            if event.number <= 0 or event.number in recent or len(recent) >= MAX_IDS:
+                reasons.append(f"trigger {event.number} was seen before, or has no id [C2]")
+            if event.train != p.manual_train:
+                reasons.append("not the train prescribed for the button [A1, prescription]")
         else:
-            if not self.automatic:
-                reasons.append("automatic mode is off")
-            if now - self.heartbeat_ns > LEASE_NS or not self.data_ok:
-                reasons.append(self.stale or "the loop gave no proof of life with data")
-            if not 0 <= age <= p.max_lateness_ns:
-                reasons.append(f"request is {_ms(age)} ms late (at most {p.max_lateness_ns // MS})")
-            sample_age = now - event.sample_ns
-            if not -MAX_TRIGGER_AGE_NS <= sample_age <= p.max_sample_age_ns:
-                reasons.append(f"deciding sample is {_ms(sample_age)} ms old (at most {p.max_sample_age_ns // MS})")
-            if event.number <= self.last_number:
-                reasons.append(f"request {event.number} was seen before")
-            if event.cause not in _AUTOMATIC:
-                reasons.append(f"unknown cause {event.cause}")
-            if event.event_id <= 0:
-                reasons.append(f"event id {event.event_id} is not above 0")
+            reasons += self._loop_reasons(event, age)
         if not 0 <= event.train < len(p.trains):
-            return [*reasons, f"train {event.train} is not prescribed"]
-        t = p.trains[event.train]
-        if by_person and event.train != p.manual_train:
-            reasons.append("not the train prescribed for the button")
+            return [*reasons, f"train {event.train} is not prescribed [A12, prescription]"]
+        t, step_ua = p.trains[event.train], p.device.current_step_ua
         if not 0 < event.duration_us <= t.duration_us:
-            reasons.append(f"duration {event.duration_us} us is not within the {t.duration_us} us prescribed")
+            reasons.append(f"duration {event.duration_us} us is not within the {t.duration_us} us prescribed [A8, prescription]")
         if event.current_ua not in self.lawful_ua[event.train]:
-            if event.current_ua % p.current_step_ua:
-                reasons.append(f"current {event.current_ua} uA is no multiple of {p.current_step_ua} uA")
+            if event.current_ua % step_ua:
+                reasons.append(f"current {event.current_ua} uA is no multiple of {step_ua} uA [A12, device]")
             reasons += pulse_reasons(t, event.current_ua, p)
+        last_ua = self.last_ua[event.train]
+        if last_ua and event.current_ua - last_ua > highest_step(last_ua, step_ua):
+            reasons.append(f"current {event.current_ua} uA is too far above the last train's {last_ua} uA [A11, hard limit]")
         if self.outstanding:
-            reasons.append("the last pulse is not acknowledged yet")
+            reasons.append("the last pulse is not acknowledged yet [E5]")
         return reasons + self._dose_reasons(event, now)
 
-    def _continues(self, event: Event, now: int) -> bool:
+    def _loop_reasons(self, event: Event, age: int) -> list[str]:
+        """What only a loop must prove."""
+        p, now = self.prescription, event.now_ns
+        reasons = []
+        if not self.automatic:
+            reasons.append("automatic mode is off [B1]")
+        if self.paused:
+            reasons.append("automatic mode pauses: the loop was late [F3]")
+        if now - self.heartbeat_ns > LEASE_NS or not self.data_ok:
+            reasons.append((self.stale or "the loop gave no proof of life with data") + " [E4]")
+        if not 0 <= age <= p.max_lateness_ns:
+            reasons.append(f"request is {_ms(age)} ms late (at most {p.max_lateness_ns // MS}) [C7]")
+        sample_age = now - event.sample_ns
+        if not -MAX_TRIGGER_AGE_NS <= sample_age <= p.max_sample_age_ns:
+            reasons.append(f"deciding sample is {_ms(sample_age)} ms old (at most {p.max_sample_age_ns // MS}) [C7]")
+        if event.number <= self.last_number:
+            reasons.append(f"request {event.number} was seen before [E2]")
+        if event.cause not in _AUTOMATIC:
+            reasons.append(f"unknown cause {event.cause} [A12]")
+        if event.event_id <= 0:
+            reasons.append(f"event id {event.event_id} is not above 0 [A12]")
+        if event.rule not in self.paradox_rules and self._rises(event) >= RISES:
+            self.paradox_rules = (*self.paradox_rules, event.rule)
+        if event.rule in self.paradox_rules:
+            reasons.append(f"paradox: the muscle of rule {event.rule} rose over {RISES} looks; it is locked out until a person arms")
+        return reasons
+
+    def _continues(self, event: Event) -> bool:
+        p = self.prescription
         return (
             event.kind is Kind.REQUEST
             and event.event_id == self.event_id
             and self.event_cause != Cause.MANUAL
-            and now - self.event_end_ns < self.prescription.look_dead_ns + self.prescription.look_ns + CONTINUE_NS
+            and event.now_ns - self.event_end_ns < p.look_dead_ns + p.look_ns + CONTINUE_NS
         )
+
+    def _rises(self, event: Event) -> int:
+        """Looks of this event running in which the muscle showed `RISE_PERCENT` more than in the one before."""
+        if not self._continues(event) or not self.event_level:
+            return 0
+        return self.event_rises + 1 if event.level * 100 > self.event_level * (100 + RISE_PERCENT) else 0
 
     def _dose_reasons(self, event: Event, now: int) -> list[str]:
         p = self.prescription
-        duration = min(max(event.duration_us, 0), HARD.max_train_us) * 1000
+        t = p.trains[event.train]
+        # what is asked for beyond the prescription is refused for that, and must not lock anybody out
+        duration = min(max(event.duration_us, 0), t.duration_us) * 1000
+        current_ua = min(max(event.current_ua, 0), t.current_ua)
         reasons = []
         since = now - self.event_end_ns
-        if self._continues(event, now):
+        if self._continues(event):
             if since < p.look_dead_ns + p.look_ns:
-                reasons.append(f"look of {(p.look_dead_ns + p.look_ns) // MS} ms not over")
+                reasons.append(f"look of {(p.look_dead_ns + p.look_ns) // MS} ms not over [A9, {layer(p, 'look_ns')}]")
             if self.event_on_ns + duration > p.max_event_ns:
-                reasons.append(f"event would pass {p.max_event_ns // S} s of stimulation")
+                reasons.append(f"event would pass {p.max_event_ns // S} s of stimulation [A9, {layer(p, 'max_event_ns')}]")
         else:
             if since < p.refractory_ns:
-                reasons.append(f"refractory: {since // MS} of {p.refractory_ns // MS} ms since the last event")
+                so_far = f"{since // MS} of {p.refractory_ns // MS} ms since the last event"
+                reasons.append(f"refractory: {so_far} [A9, {layer(p, 'refractory_ns')}]")
             if len(self.events) - bisect_right(self.events, now - 10 * MINUTE) >= p.max_events_10min:
-                reasons.append(f"dose: {p.max_events_10min} events in 10 min")
+                reasons.append(f"dose: {p.max_events_10min} events in 10 min [A9, {layer(p, 'max_events_10min')}]")
             automatic = len(self.auto_events) - bisect_left(self.auto_events, max(now - 60 * MINUTE, self.armed_ns))
             if event.kind is Kind.REQUEST and automatic >= p.max_auto_events_1h:
-                reasons.append(f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}")
+                words = f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}"
+                reasons.append(f"{words} [A9, {layer(p, 'max_auto_events_1h')}]")
+        reasons += self._long_dose_reasons(_planned(t, current_ua, duration), now)
         # all that is remembered is at least what any window holds; only if that is much, a closer look is needed
         if self.trains and self.on_time_total_ns - self.trains[0][2] + duration <= min(p.max_on_time_60s_ns, p.max_duty_5min_ns):
             return reasons
         # the fullest window is the one that ends with this train
         if self._on_time(now + duration - MINUTE) + duration > p.max_on_time_60s_ns:
-            reasons.append(f"dose: {p.max_on_time_60s_ns // S} s of stimulation in 60 s")
+            reasons.append(f"dose: {p.max_on_time_60s_ns // S} s of stimulation in 60 s [A9, {layer(p, 'max_on_time_60s_ns')}]")
         if self._on_time(now + duration - 5 * MINUTE) + duration > p.max_duty_5min_ns:
-            reasons.append(f"dose: {p.max_duty_5min_ns // S} s of stimulation in 5 min")
+            reasons.append(f"dose: {p.max_duty_5min_ns // S} s of stimulation in 5 min [A9, {layer(p, 'max_duty_5min_ns')}]")
         return reasons
+
+    def _long_dose_reasons(self, planned: Dose, now: int) -> list[str]:
+        """Dose of the session and of 24 h (A10). Minutes count whole until the last of them is a day old: never less than was given."""
+        p, reasons = self.prescription, []
+        for window, words, given in (("session", "this session", self.session), ("24h", "24 h", self.day)):
+            names = (f"max_on_time_{window}_ns", f"max_charge_{window}_nc", f"max_pulses_{window}")
+            most = Dose(*(getattr(p, name) for name in names))
+            if _fits(given, planned, most):
+                continue
+            if window == "24h":  # a closer look, without what is older
+                given = _sum(dose for start, dose in self.minutes if start > now - (DAY + 1) * MINUTE)
+            figures = (f"{most.on_ns // MINUTE} min of stimulation", f"{most.charge_nc // 10**6} mC", f"{most.pulses} pulses")
+            for i, name in enumerate(names):
+                if given[i] + planned[i] > most[i]:
+                    reasons.append(f"dose: {figures[i]} in {words}; {LOCKOUT_WORDS} [A10, {layer(p, name)}]")
+        return reasons
+
+    def _exhausted(self, now: int) -> str:
+        """Why not even the least of the prescribed trains has room in the dose of session and day; empty = one has."""
+        reasons: list[str] = []
+        for t in self.prescription.trains:
+            reasons = self._long_dose_reasons(_planned(t, t.current_ua, t.duration_us * 1000), now)
+            if not reasons:
+                return ""
+        return reasons[0]
 
     def _on_time(self, since_ns: int) -> int:
         """Stimulation since then, with all of the running train. One train follows another, so the totals at two times tell it."""
@@ -652,76 +891,75 @@ class Supervisor:
             on_ns += max(0, self.duration_us * 1000 - max(0, since_ns - self.train_start_ns))
         return on_ns
 
-    def _refuse(self, event: Event, reasons: list[str]) -> int:
-        if event.kind is Kind.TRIGGER:
-            self._say("refused: " + "; ".join(reasons))
-            return -1
-        self.last_number = max(self.last_number, event.number)
-        for reason in reasons:
-            if self.automatic and self.state is SafetyState.ARMED and reason.endswith(LOCKOUT_WORDS):
-                self._to(SafetyState.LOCKOUT, reason)
-        self._say("refused: " + "; ".join(reasons))
-        return event.number
-
     # --- the running train ---------------------------------------------------------------------------------------------------
     def _begin(self, event: Event) -> None:
         p, now = self.prescription, event.now_ns
         by_person = event.kind is Kind.TRIGGER
         if by_person:
-            self.person_ns = now
-        else:
-            self.last_number = event.number
+            self.person_ns, self.warned = now, False
         cause = Cause.MANUAL if by_person else event.cause
-        if not self._continues(event, now):
+        self.new_event = not self._continues(event)
+        if self.new_event:
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
+            self.event_level = self.event_rises = 0
             self.events = _later(self.events, now)
             if not by_person:
                 self.auto_events = _later(self.auto_events, now)
+        else:
+            self.event_rises, self.event_level = self._rises(event), event.level
         self.train = event.train
         self.request = -1 if by_person else event.number
         t = p.trains[event.train]
         self.current_ua, self.duration_us, self.n_pulses = event.current_ua, event.duration_us, n_pulses(t, event.duration_us)
         self.train_start_ns = self.pulse_due_ns = now
-        self.pulse = 0
+        self.pulse = self.train_pulses = self.train_charge_nc = 0
+        self.first_ns = _with(self.first_ns, self.train, self.first_ns[self.train] or now)
+        self.last_ua = _with(self.last_ua, self.train, event.current_ua)
         self._to(SafetyState.STIMULATING, f"{_CAUSE_WORDS[cause]}: train {t.name}")
 
     def _cut(self, now: int) -> str:
         """Why a running train must end now; empty = it may go on."""
         if self.request < 0:
             return ""
-        if not self.automatic:
-            return "automatic mode is off"
         if now - self.heartbeat_ns > LEASE_NS:
-            return f"the loop is silent for {(now - self.heartbeat_ns) // MS} ms"
+            return f"the loop is silent for {(now - self.heartbeat_ns) // MS} ms [E4]"
         if not self.data_ok:
             return self.stale or "no data"
         return ""
 
-    def _due(self, now: int) -> tuple[int, int]:
-        """Current of the pulse that leaves now (0 = none) and the number of the train that is over (0 = none)."""
+    def _due(self, now: int) -> int:
+        """Current of the pulse that leaves now; 0 = none does."""
         t = self.prescription.trains[self.train]
+        step_ua = self.prescription.device.current_step_ua
         if now < self.pulse_due_ns:
-            return 0, 0
+            return 0
         if self.pulse >= self.n_pulses:
-            return 0, self._end("", now)
+            self._end_train("", now)
+            return 0
         k = (now - self.train_start_ns) // t.period_ns  # the slot that now lies in: what is missed is not made up for
         if k >= self.n_pulses:
             self.withheld_total += self.n_pulses - self.pulse
-            return 0, self._end("late: the rest of the train is withheld", now)
+            self._end_train("late: the rest of the train is withheld", now)
+            return 0
         self.withheld_total += k - self.pulse
-        self.pulse = k
-        if self.outstanding or now - self.last_done_ns + t.pulse_ns < HARD.min_pulse_spacing_ns:
-            self._next_slot(k + 1)
-            self.withheld_total += 1
-            return 0, 0
-        current_ua = pulse_current(t, k, self.current_ua, self.duration_us, self.prescription.current_step_ua)
-        if current_ua not in self.lawful_ua[self.train]:  # cannot be: each pulse is looked at all the same
-            return 0, self._fault("internal: a pulse outside its limits was due", now)
         self._next_slot(k + 1)
+        if self.outstanding or now - self.last_done_ns + t.pulse_ns < HARD.min_pulse_spacing_ns:
+            self.withheld_total += 1
+            return 0
+        current_ua = min(
+            pulse_current(t, k, self.current_ua, self.duration_us, step_ua), soft_start(t, now - self.first_ns[self.train], step_ua)
+        )
+        if current_ua not in self.lawful_ua[self.train]:  # cannot be: each pulse is looked at all the same
+            self.permanent = True
+            self._fault("internal: a pulse outside its limits was due [A1]", now)
+            return 0
+        charge_nc = current_ua * t.phase_width_us // 1000
         self.last_pulse_ns, self.outstanding = now, True
         self.pulses_total += 1
-        self.charge_total_nc += current_ua * t.phase_width_us // 1000
-        return current_ua, 0
+        self.train_pulses += 1
+        self.charge_total_nc += charge_nc
+        self.train_charge_nc += charge_nc
+        return current_ua
 
     def _next_slot(self, k: int) -> None:
         t = self.prescription.trains[self.train]
@@ -729,10 +967,10 @@ class Supervisor:
         # the train lasts until its last period is over, so that on-time and refractory time count all of it
         self.pulse_due_ns = self.train_start_ns + k * t.period_ns
 
-    def _end(self, reason: str, now: int) -> int:
-        """Close the running train, if any; returns its request number."""
+    def _end_train(self, reason: str, now: int) -> None:
+        """Close the running train, if any, and count it."""
         if self.state is not SafetyState.STIMULATING:
-            return 0
+            return
         start = self.train_start_ns
         end = min(max(now, start), start + self.duration_us * 1000)
         over = bisect_right(self.trains, now - 5 * MINUTE, key=_end_of)
@@ -740,36 +978,52 @@ class Supervisor:
         self.event_on_ns += end - start
         self.on_time_total_ns += end - start
         self.event_end_ns = now
-        number, self.request = self.request, 0
+        given = Dose(end - start, self.train_charge_nc, self.train_pulses)
+        self.session = _sum((self.session, given))
+        self._add_to_day(given, now)
+        self.last_train = TrainGiven(
+            start, end, given.pulses, given.charge_nc, self.event_id, self.event_cause, self.new_event, self.request > 0
+        )
+        self._ended, self.request = self.request, 0
         self._to(SafetyState.ARMED, reason or "armed: the last train is over")
-        return number
 
-    def _fault(self, why: str, now: int) -> int:
-        number = self._end("fault", now)
-        self.outstanding = self.arming = self.automatic = False
-        self._to(SafetyState.FAULT, "fault: " + why[:MAX_REASON_CHARS])
-        return number
+    def _add_to_day(self, given: Dose, now: int) -> None:
+        old = bisect_right(self.minutes, now - (DAY + 1) * MINUTE, key=_start_of)
+        gone, kept = _sum(dose for _, dose in self.minutes[:old]), self.minutes[old:]
+        if kept and now - kept[-1][0] < MINUTE:
+            begun, earlier = kept[-1]
+            self.minutes = (*kept[:-1], (begun, _sum((earlier, given))))
+        else:
+            self.minutes = (*kept, (now, given))
+        on_ns, charge_nc, pulses = _sum((self.day, given))
+        self.day = Dose(on_ns - gone.on_ns, charge_nc - gone.charge_nc, pulses - gone.pulses)
 
     # --- small things --------------------------------------------------------------------------------------------------------
-    def _expired(self, now: int) -> bool:
-        return now - self.person_ns > self.prescription.arming_expires_ns
+    def _forget_currents(self) -> None:
+        """After arming each train begins softly again (A11)."""
+        self.first_ns = self.last_ua = (0,) * len(self.prescription.trains)
 
     def _wake(self) -> int:
+        """The earliest time at which something is due; 0 = nothing is."""
+        p, due = self.prescription, []
         if self.state is SafetyState.STIMULATING:
-            wake_ns = self.pulse_due_ns
-        elif self.state is SafetyState.ARMED or self.state is SafetyState.LOCKOUT:
-            wake_ns = self.person_ns + self.prescription.arming_expires_ns + 1
-        else:
-            wake_ns = 0
+            due.append(self.pulse_due_ns)
+        elif self.state is SafetyState.ARMED:
+            due.append(self.person_ns + (p.arming_expires_ns + 1 if self.warned else p.arming_expires_ns * WARN_PERCENT // 100))
         if self.outstanding:
-            timeout_ns = self.last_pulse_ns + ACK_TIMEOUT_NS + 1
-            wake_ns = min(wake_ns, timeout_ns) if wake_ns else timeout_ns
-        return wake_ns
+            due.append(self.last_pulse_ns + ACK_TIMEOUT_NS + 1)
+        if self.arming_ns:
+            due.append(self.arming_ns + AUDIT_NS + 1)
+        if self.button_ns:
+            due.append(self.button_ns + BUTTON_LOST_NS + 1)
+            if self.button_closed and not self.button_stuck:
+                due.append(self.button_edge_ns + STUCK_NS + 1)
+        return min(due, default=0)
 
     def _to(self, state: SafetyState, reason: str) -> None:
         if state is not SafetyState.ARMED and state is not SafetyState.STIMULATING:
             self.automatic = False
-            self.arming = False
+            self._disarming("")
         self.state, self.reason = state, reason[:MAX_REASON_CHARS]
         self._say(self.reason)
 
@@ -777,3 +1031,19 @@ class Supervisor:
         text = text[:MAX_REASON_CHARS]
         if text and text not in self._said:
             self._said.append(text)
+
+
+def _with(values: tuple[int, ...], i: int, value: int) -> tuple[int, ...]:
+    return (*values[:i], value, *values[i + 1 :])
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+TABLE: dict[Kind, dict[SafetyState, Callable[[Supervisor, Event], Output]]] = {
+    kind: {state: getattr(Supervisor, "_" + word) for state, word in zip(SafetyState, words.split(), strict=True)}
+    for kind, words in _ROWS.items()
+}

@@ -39,6 +39,10 @@ class NotArmedError(DriverError):
     """An output was asked for before `arm`; no byte was sent."""
 
 
+class WireError(DriverError):
+    """What was about to leave is not what was approved; no byte was sent."""
+
+
 class ProtocolError(DriverError):
     """The device answered something that its protocol does not allow."""
 
@@ -174,6 +178,8 @@ class DeviceEvent:
 class Stimulator(Protocol):
     """A stimulator on a port. Only guard holds one, and only guard's single call site may call the output methods.
 
+    Constructed with its port, its model and `write`: called as `os.write`, once for each frame, the one way out for every byte.
+
     Life: constructed (no input or output) -> `open` -> `prepare` -> `arm` -> `trigger`... -> `disarm` -> `close`. `stop` is allowed in
     every state and never raises.
     """
@@ -191,8 +197,12 @@ class Stimulator(Protocol):
         """File descriptor to poll for `read_events`."""
         ...
 
-    def prepare(self, trains: Sequence[PulseTrain]) -> None:
-        """Check each train against `limits` and encode every frame that `trigger` may need. Sends nothing. Raises `LimitError`."""
+    def identify(self) -> str:
+        """Ask the device again who it is: "model serial firmware", one word each. No output; only while not armed. Raises as `open`."""
+        ...
+
+    def prepare(self, trains: Sequence[PulseTrain]) -> Sequence[bytes]:
+        """Check each train against `limits`; encode every frame that `trigger` may need, return them, send nothing. Raises `LimitError`."""
         ...
 
     def arm(self) -> None:
@@ -202,7 +212,7 @@ class Stimulator(Protocol):
     def trigger(self, train: int, current_ua: int) -> int:
         """Send one pulse of the prepared train number `train` at `current_ua`: one non-blocking write. Returns the packet number.
 
-        Raises `NotArmedError`, `LimitError` (nothing sent); `ShortWriteError`, `PortLostError` (link in doubt).
+        Raises `NotArmedError`, `LimitError`, `WireError` (nothing sent); `ShortWriteError`, `PortLostError` (link in doubt).
         """
         ...
 

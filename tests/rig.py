@@ -5,12 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from pathlib import Path
 
 from controller import messages, ring, settings
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_HISTORY = {"trains": [], "minutes": [], "session": [0, 0, 0], "events": [], "auto_events": [], "lockout": ""}
 
 
 class Twin:
@@ -28,6 +31,9 @@ class Twin:
     def pulses(self):
         return [row for row in self.rows() if "pulse_ns" in row]
 
+    def stops(self):
+        return [row for row in self.rows() if "stop_ns" in row]
+
     def close(self):
         if self.process.poll() is None:
             self.process.terminate()
@@ -37,9 +43,12 @@ class Twin:
 
 
 class GuardRig:
-    """A guard with its twin. This process plays the daemon, and `join_loop` gives a socket to play the loop."""
+    """A guard with its twin. This process plays the daemon, and `join_loop` gives a socket to play the loop.
 
-    def __init__(self, folder, *twin_options, config=None, bed="test"):
+    A thread records what guard says, as the daemon does, unless `recording` is cleared.
+    """
+
+    def __init__(self, folder, *twin_options, config=None, bed="test", history=NO_HISTORY, changes=(), patience_s=15.0):
         self.twin = Twin(folder, *twin_options)
         self.config = (config or settings.load(ROOT / "config" / "demo.toml")).with_port(self.twin.port)
         self.bed = bed
@@ -50,14 +59,36 @@ class GuardRig:
         self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(), ring_fd), stderr=subprocess.PIPE, text=True)
         os.close(ring_fd)
         theirs.close()
-        self.link.send(json.dumps(settings.guard_view(self.config)).encode())
-        self.wait_for(lambda s: s["state"] == "IDLE")
+        self.link.send(json.dumps(settings.guard_view(self.config) | {"history": history} | dict(changes)).encode())
+        self.recorded, self.recording = deque(), threading.Event()
+        self.recording.set()
+        self.recorder = threading.Thread(target=self._record, daemon=True)  # a test that fails leaves its rig behind
+        self.recorder.start()
+        try:
+            self.wait_for(lambda s: s["state"] in ("IDLE", "LOCKOUT"), patience_s)
+        except AssertionError:
+            self.close()
+            raise
+
+    def _record(self):
+        n = 0
+        while self.process.poll() is None:
+            if self.recording.is_set():
+                new = [json.loads(payload) for _, payload in self.ring.records()]
+                n += len(new)
+                self.recorded += new
+                self.ring.durable = n
+            time.sleep(0.002)
+        self.recorded += [json.loads(payload) for _, payload in self.ring.records()]
 
     def ask(self, do, **more):
         return messages.ask(self.bed, {"do": do, **more})
 
+    def arm(self, automatic=False):
+        return messages.allow(self.bed, automatic, "test")
+
     def trigger(self):
-        return self.ask("trigger", issued_ns=time.monotonic_ns())
+        return messages.ask(self.bed, messages.press("test"))
 
     def wait_for(self, condition, timeout_s=15.0):
         end = time.monotonic() + timeout_s
@@ -79,11 +110,14 @@ class GuardRig:
         return ours
 
     def rows(self):
-        return [json.loads(payload) for _, payload in self.ring.records()]
+        """What was recorded since the last call, up to now."""
+        time.sleep(0.02)
+        return [self.recorded.popleft() for _ in range(len(self.recorded))]
 
     def close(self):
         self.link.close()
         self.process.wait(10)
+        self.recorder.join()
         self.process.stderr.close()
         self.twin.close()
         self.ring.close()
@@ -116,5 +150,5 @@ def arm_automatic(guard, loop):
     beat(loop)
     guard.wait_for(lambda s: s["data_ok"])
     beat(loop)
-    assert guard.ask("arm")["automatic"]
+    assert guard.arm(automatic=True)["automatic"]
     beat(loop)

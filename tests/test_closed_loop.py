@@ -112,6 +112,7 @@ def test_where_the_key_is_not_nothing_is_said_of_the_audit(demo_result):
     assert [note for note in result.notes if "audit cannot be verified here" in note]
 
 
+@pytest.mark.safety("G8")
 def test_what_was_altered_around_the_decisions_is_found_too(demo_result, demo_key, tmp_path):
     copy = tmp_path / "altered"
     shutil.copytree(Path(demo_result["session"]), copy)
@@ -253,6 +254,7 @@ def opens(ward):
     assert audit.verify(ward.session / "audit.sqlite", audit.key(), recording.load(ward.session).anchors())[1] is None
 
 
+@pytest.mark.safety("B1", "E4", "F2")
 def test_loop_killed(ward):
     killed_ns = ward.kill(ward.children["loop"])
     time.sleep(0.5)
@@ -263,7 +265,7 @@ def test_loop_killed(ward):
     n = len(ward.pulses())
     # the button works, once the refractory time of the train that was cut is over
     answers = []
-    press = lambda: answers.append(messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()}))  # noqa: E731
+    press = lambda: answers.append(messages.ask("ward", messages.press("test")))  # noqa: E731
     ward.wait_for(lambda: press() or answers[-1]["ok"], 5)
     time.sleep(0.7)
     assert len(ward.pulses()) > n + 5  # a machine under load withholds some, and counts them
@@ -272,6 +274,7 @@ def test_loop_killed(ward):
     opens(ward)
 
 
+@pytest.mark.safety("B1", "F2")
 def test_guard_killed(ward):
     killed_ns = ward.kill(ward.children["guard"])
     time.sleep(0.5)
@@ -285,12 +288,13 @@ def test_guard_killed(ward):
             return False
 
     ward.wait_for(up, 30)
-    assert not messages.ask("ward", {"do": "trigger", "issued_ns": time.monotonic_ns()})["ok"]
+    assert not messages.ask("ward", messages.press("test"))["ok"]
     assert "guard was killed by SIGKILL" in ward.said()
     ward.daemon.end()
     opens(ward)
 
 
+@pytest.mark.safety("F2")
 def test_daemon_killed(ward):
     killed_ns = ward.kill(ward.daemon.popen.pid)
     time.sleep(0.5)
@@ -303,6 +307,7 @@ def test_daemon_killed(ward):
     opens(ward)
 
 
+@pytest.mark.safety("C7")
 def test_a_loop_that_stood_still_stimulates_nothing_late(quiet_ward):
     ward = quiet_ward
     go_s = ward.begin()

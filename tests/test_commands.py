@@ -43,13 +43,14 @@ def test_people_commands_without_a_bed_say_so_and_exit_2():
         assert "running" in answer.stderr + answer.stdout
 
 
+@pytest.mark.safety("B8", "C1")
 def test_status_and_stop_of_a_live_guard(guard):
     answer = json.loads(calmloop("status", "--json").stdout)
     assert answer["beds"]["test"]["state"] == "IDLE"
     assert answer["beds"]["test"]["daemon"] is None
     assert "unknown" in calmloop("status").stdout
     assert calmloop("trigger").returncode == 1
-    assert calmloop("arm", "--button-only").returncode == 0
+    assert calmloop("arm", "--button-only", "--electrodes-checked").returncode == 0
     assert calmloop("trigger").returncode == 0
     assert calmloop("stop").returncode == 0
     assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
@@ -57,11 +58,12 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert calmloop("clear", "nothing").returncode == 1
 
 
+@pytest.mark.safety("C1")
 def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, tmp_path):
     (tmp_path / "other").mkdir()
     other = GuardRig(tmp_path / "other", bed="a-other")
     for rig in (guard, other):
-        rig.ask("arm", automatic=False)
+        rig.arm()
     os.kill(other.process.pid, signal.SIGSTOP)
     try:
         answer = calmloop("stop")
@@ -75,8 +77,8 @@ def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, 
 
 
 def test_arming_for_less_than_was_asked_is_no_success(guard):
-    assert calmloop("arm").returncode == 1  # there is no loop
-    assert calmloop("arm", "--button-only").returncode == 0
+    assert calmloop("arm", "--electrodes-checked").returncode == 1  # there is no loop
+    assert calmloop("arm", "--button-only", "--electrodes-checked").returncode == 0
 
 
 def test_a_bed_is_served_once(guard):
@@ -101,6 +103,7 @@ def test_check_explains_the_shipped_settings(name):
     assert json.loads(calmloop("check", f"config/{name}.toml", "--json").stdout)["ok"]
 
 
+@pytest.mark.safety("A12", "F9")
 def test_check_names_everything_that_is_wrong(tmp_path):
     path = tmp_path / "bad.toml"
     text = (ROOT / "config" / "demo.toml").read_text()

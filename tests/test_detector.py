@@ -93,13 +93,16 @@ def test_the_block_size_never_matters(blocks, seed):
         seen = None
         for (p, q), (r, s) in zip(cuts, f_cuts, strict=True):
             t, ft = 50 + np.arange(p, q) / RATE_HZ, 50 + np.arange(r, s) / 1000
-            seen = detector.update(Chunk(np.ascontiguousarray(x[p:q]), t, np.ascontiguousarray(f[r:s]), ft, np.zeros((0, 3)), 0), 50.3)
+            chunk = Chunk(np.ascontiguousarray(x[p:q]), t, np.ascontiguousarray(f[r:s]), ft, np.zeros((0, 3)), 0)
+            seen = detector.update(chunk, 50.3, 51.5)  # the look lies within both signals
         return seen
 
     edges = np.unique(np.minimum(np.cumsum([0, *blocks, *[701] * 40]), len(x)))
     one = feed(a, [(0, len(x))], [(0, len(f))])
     many = feed(b, list(itertools.pairwise(edges)), [(e // 4, g // 4) for e, g in itertools.pairwise(edges)])
     assert repr(one) == repr(many)  # repr: NaN equals NaN
+    assert one[0].level > 0.0
+    assert np.isfinite(one[1].level)
     for name, value in a.state._asdict().items():
         assert value.tobytes() == getattr(b.state, name).tobytes(), name
 
@@ -186,3 +189,70 @@ def test_recorded_and_replayed_settings_are_the_ones_stated():
     assert (rule.floor_uv, rule.threshold, rule.noise_time_s, rule.high_pass_hz, rule.off_ratio) == (12.5, 21.0, 5.0, 70.0, 2.0)
     with pytest.raises(settings.SettingsError, match="high_pass_hz"):
         replay.settings_for(replace(rec), 12.5, 21.0, 5.0, 450.0, 2.0)
+
+
+# --- the look between trains --------------------------------------------------------------------------------------------------------
+LOOK_FROM_S = 106.02
+
+
+def look(emg_uv, force=None, block=7, hold_until_s=106.005, look_from_s=LOOK_FROM_S):
+    """Levels of both rules after a signal that starts at 100 s, with what was known then; the hold and the look are known from 106 s on."""
+    detector, levels = SpasmDetector(CONFIG), []
+    force = np.zeros((len(emg_uv) // 2, 1)) if force is None else force
+    for at in range(0, len(emg_uv), 2 * block):
+        part, f = emg_uv[at : at + 2 * block], force[at // 2 : at // 2 + block]
+        t_s, f_s = 100.0 + np.arange(at, at + len(part)) / RATE_HZ, 100.0 + np.arange(at // 2, at // 2 + len(f)) / 1000
+        until = (hold_until_s, look_from_s) if t_s[0] >= 106.0 else (0.0, 0.0)
+        chunk = Chunk(np.ascontiguousarray(part), t_s, np.ascontiguousarray(f), f_s, np.zeros((0, 3)), 0)
+        levels.append((t_s[-1], *(d.level for d in detector.update(chunk, *until))))
+    return np.array(levels)
+
+
+@pytest.mark.parametrize("block", [1, 7, 400])
+def test_the_level_of_emg_is_what_numpy_makes_of_the_same_window(block):
+    x = with_spasms(np.random.default_rng(11), 7, [5.5]) + 300.0
+    t_s = 100.0 + np.arange(len(x)) / RATE_HZ
+    high = sosfilt(butter(4, 80.0, "highpass", fs=RATE_HZ, output="sos"), x[:, :2], axis=0)  # the rule's two channels
+    window = high[t_s > LOOK_FROM_S][:200]
+    level = look(x, block=block)[-1, 1]
+    assert level == pytest.approx(np.sqrt(np.mean(window**2)), rel=1e-9)
+    assert 30.0 < level < 90.0  # the spasm's 60 uV, not the offset
+
+
+def test_the_level_of_force_is_its_mean_height_above_the_baseline():
+    t = np.arange(7000) / 1000
+    f = 20.0 + 12.0 * np.clip((t - 5.5) / 0.2, 0.0, 1.0) + 0.1 * np.sin(t)
+    level = look(np.zeros((14_000, 4)), f[:, None])[-1, 2]
+    window = f[100.0 + t > LOOK_FROM_S][:100]
+    assert level == pytest.approx(np.mean(window) - 20.0, abs=0.1)
+
+
+def test_the_level_is_not_known_before_the_whole_look_was_seen_and_stays_then():
+    levels = look(with_spasms(np.random.default_rng(12), 8, [5.5]))
+    t_s = levels[:, 0]
+    for column in (1, 2):
+        known = np.isfinite(levels[:, column])
+        assert not known[(t_s > 106.01) & (t_s < LOOK_FROM_S + 0.1)].any()
+        assert known[t_s > LOOK_FROM_S + 0.11].all()
+        assert len(set(levels[t_s > LOOK_FROM_S + 0.11, column])) == 1
+
+
+def test_a_look_with_a_bad_sample_starts_anew():
+    x = with_spasms(np.random.default_rng(13), 8, [5.5])
+    x[round(6.06 * RATE_HZ), 1] = np.nan
+    levels = look(x)
+    known = levels[np.isfinite(levels[:, 1]) & (levels[:, 0] > 106.01), 0]
+    assert 106.06 + 0.15 < known[0] < 106.06 + 0.16  # 50 ms for the filters, then a whole look
+
+
+def test_a_pulse_in_the_look_starts_it_anew():
+    levels = look(with_spasms(np.random.default_rng(14), 8, [5.5]), hold_until_s=106.3)
+    for column in (1, 2):
+        known = levels[np.isfinite(levels[:, column]) & (levels[:, 0] > 106.01), 0]
+        assert 106.4 <= known[0] < 106.41
+
+
+def test_the_level_rises_with_the_muscle():
+    spasms = [with_spasms(np.random.default_rng(15), 7, [5.5], spasm_uv=spasm_uv) for spasm_uv in (30.0, 45.0, 67.0, 100.0)]
+    levels = [look(emg_uv)[-1, 1] for emg_uv in spasms]
+    assert all(after > 1.25 * before for before, after in itertools.pairwise(levels))

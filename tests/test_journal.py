@@ -555,7 +555,7 @@ while True:
 """
 
 
-@pytest.mark.safety("A10", "F6", "F8")
+@pytest.mark.safety("A10", "F8")
 def test_killed_in_the_middle_of_a_commit_nothing_that_was_acknowledged_is_missing(tmp_path):
     path, rng = tmp_path / "bed.sqlite", random.Random(1)
     acknowledged = 0

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 ITEMS = {"scheduler", "memory", "stack", "malloc", "thread stacks", "timer slack", "cpus"}
 
 
@@ -12,6 +14,7 @@ def child(code):
     return json.loads(answer.stdout)
 
 
+@pytest.mark.safety("F3")
 def test_every_item_is_got_or_refused():
     got = child("from controller import realtime\nprint(json.dumps([realtime.ask(70), realtime.freeze()]))")
     assert set(got[0]) == ITEMS
@@ -45,6 +48,7 @@ print(json.dumps([before, stack_kib(), realtime.STACK_BYTES >> 10]))"""
     assert after > before
 
 
+@pytest.mark.safety("F3")
 def test_what_the_system_refuses_is_said_and_nothing_is_raised():
     code = """
 import ctypes, os

@@ -1,6 +1,7 @@
 """What travels from loop to daemon to disk and back must be the same, bit for bit."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from controller import compiled_ring, loop, messages, recording, replay, ring, settings
 from controller.loop import Loop
-from drivers.base import Chunk, FileFormatError
+from drivers.base import FEEDBACK_ENDED, FEEDBACK_PULSE, Chunk, FileFormatError
 
 CONFIG = settings.load(Path(__file__).resolve().parents[1] / "config" / "demo.toml")
 
@@ -106,6 +107,54 @@ def test_one_changed_sample_is_named_by_its_cycle(tmp_path):
     assert not result.identical
     cycles = [c.numbers["n_emg"] for _, c in recording.load(tmp_path).cycles()]
     assert result.first_difference["cycle"] == int(np.searchsorted(np.cumsum(cycles), 5000, side="right")) + 1
+
+
+def treat(folder, growth, seconds=7.0, spasm_s=4.0):
+    """Record a session in which a spasm grows by `growth` with each train that a played guard grants; returns the requests."""
+    bed, wire, recorder = Loop(CONFIG), Wire(), recording.Recorder(folder, CONFIG)
+    (folder / "settings.toml").write_text(CONFIG.to_toml())
+    recorder.loop_number = 1
+    rng, pending, requests = np.random.default_rng(3), [], []
+    for i in range(round(seconds / 0.002)):
+        t = 1000 + i * 0.002
+        loud = 12.0 * growth ** max(0, len(requests) - 1) if i * 0.002 > spasm_s else 1.0
+        due, pending = [row for row in pending if row[1] <= t], [row for row in pending if row[1] > t]
+        emg, t_s = rng.standard_normal((4, 4)) * 6 * loud, t + np.arange(4) / 2000
+        force, force_s = rng.standard_normal((2, 1)) * 0.1, t + np.arange(2) / 1000
+        chunk = Chunk(emg, t_s, force, force_s, np.array(due, float).reshape(-1, 3), round((t + 0.003) * 1e9))
+        request = bed.step(chunk).request
+        recorder.cycles([wire.carry(bed, chunk)])
+        if request:
+            requests.append(request)
+            pending += [(FEEDBACK_PULSE, t + 0.003 + k * 0.02, request.number) for k in range(25)]
+            pending.append((FEEDBACK_ENDED, t + 0.503, request.number))
+    recorder.close()
+    return requests
+
+
+def test_the_levels_of_the_looks_are_recorded_and_replay(tmp_path):
+    requests = treat(tmp_path, 1.6)
+    assert len(requests) >= 4
+    assert {r.event_id for r in requests} == {1}
+    levels = [r.level for r in requests]
+    assert levels[0] == 0
+    assert levels[1] == pytest.approx(72_000 * 0.96, rel=0.15)  # white noise of 72 uV, of which the filter takes 8 % of the power
+    assert all(after > 1.25 * before for before, after in pairwise(levels[1:]))
+    assert [c.request for _, c in recording.load(tmp_path).cycles() if c.request] == requests
+    result = replay.replay_session(tmp_path)
+    assert result.identical, result.first_difference
+    session = recording.load(tmp_path)
+    at = recording.CYCLE_FIELDS.index("level") + 1
+    session.streams["cycles"].values[session.streams["cycles"].values[:, at] > 0, at] += 1
+    changed = replay.Result("x")
+    replay._replay_loop(session, changed)
+    assert changed.first_difference["field"] == "request"
+
+
+def test_a_spasm_that_does_not_change_shows_no_rise(tmp_path):
+    levels = [r.level for r in treat(tmp_path, 1.0)][1:]
+    assert len(levels) >= 3
+    assert max(levels) < 1.25 * min(levels)
 
 
 @pytest.mark.parametrize("missing", ["signals.xdf", "settings.toml"])

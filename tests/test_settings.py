@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import math
 import tomllib
@@ -11,9 +12,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from controller import limits
 from controller import settings as module
-from controller import supervisor
 from controller.settings import SettingsError, Train, check, figures, guard_view, load, parse, summary
+from tests.bed import DEVICE
 
 CONFIG = Path(__file__).parent.parent / "config"
 DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
@@ -47,6 +49,12 @@ BOUNDS = [
     ("prescription", "refractory_s", 1.0, 600.0, 0.001),
     ("prescription", "max_on_time_s_in_60_s", 0.1, 20.0, 0.001),
     ("prescription", "max_duty_percent_in_5_min", 0.1, 25.0, 0.001),
+    ("prescription", "max_on_time_min_in_session", 0.1, 30.0, 0.001),
+    ("prescription", "max_on_time_min_in_24_h", 0.1, 60.0, 0.001),
+    ("prescription", "max_pulses_in_session", 1, 180_000, 1),
+    ("prescription", "max_pulses_in_24_h", 1, 360_000, 1),
+    ("prescription", "max_charge_mc_in_session", 0.001, 3600.0, 0.0001),
+    ("prescription", "max_charge_mc_in_24_h", 0.001, 7200.0, 0.0001),
     ("prescription", "max_events_in_10_min", 1, 30, 1),
     ("prescription", "max_automatic_events_in_1_h", 1, 60, 1),
     ("prescription", "arming_expires_min", 1.0, 30.0, 0.001),
@@ -66,6 +74,10 @@ ALSO = {
     "taper_ms": WEAK | {("trains", "duration_ms"): 2000},
     "max_current_ma": WEAK,
     "max_charge_per_phase_uc": WEAK | {("trains", "phase_width_us"): 20},
+    "max_on_time_min_in_24_h": WEAK | {("prescription", "max_on_time_min_in_session"): 0.1},
+    "max_pulses_in_session": WEAK | {("trains", "duration_ms"): 20},
+    "max_pulses_in_24_h": WEAK | {("trains", "duration_ms"): 20, ("prescription", "max_pulses_in_session"): 1},
+    "max_charge_mc_in_24_h": WEAK | {("prescription", "max_charge_mc_in_session"): 0.001},
     "loop_priority": {("realtime", "guard_priority"): 98},
     "guard_priority": {("realtime", "loop_priority"): 0},
 }
@@ -91,6 +103,7 @@ def problems(raw):
     return caught.value.problems
 
 
+@pytest.mark.safety("A1", "A2", "A3", "A4", "A8", "A9", "A12", "B4", "F9")
 @pytest.mark.parametrize(("table", "key", "least", "most", "step"), BOUNDS)
 def test_bounds(table, key, least, most, step):
     also = ALSO.get(key, WEAK)
@@ -131,6 +144,22 @@ def test_shipped_files(name):
     assert all(train in text for train in settings.trains)
 
 
+def test_the_dose_and_the_device_in_words(tmp_path):
+    text = check(CONFIG / "bedside.toml")
+    assert "in a session at most 15 min of stimulation, 45000 pulses, 450 mC" in text
+    assert "in 24 h at most 30 min, 90000 pulses, 900 mC" in text
+    assert "Stimulator rehamove3, whichever answers, port " in text
+    (tmp_path / "bed.toml").write_text(DEMO.replace('serial = ""', 'serial = "RM3-0042"'), encoding="utf-8")
+    assert guard_view(load(tmp_path / "bed.toml"))["serial"] == "RM3-0042"
+    assert "the one with serial number RM3-0042" in check(tmp_path / "bed.toml")
+
+
+@pytest.mark.parametrize("charge_mc", [0.001, 0.0015, 449.999999, 450.0, 3600.0])
+def test_guard_gets_the_same_charge_in_whole_nanocoulombs(charge_mc):
+    view = guard_view(build(demo({**WEAK, ("prescription", "max_charge_mc_in_session"): charge_mc})))
+    assert view["max_charge_session_nc"] == round(charge_mc * 1e6)
+
+
 def test_check_tells_a_loose_electrode_is_not_noticed():
     assert "loose electrode" in check(CONFIG / "bedside.toml")
     assert "loose electrode" not in check(CONFIG / "demo.toml")
@@ -151,6 +180,7 @@ def test_defaults():
     assert settings.emg_rules[0].design_snr_db == (4.0, 9.0, 15.0)
 
 
+@pytest.mark.safety("A12", "F9")
 @pytest.mark.parametrize(
     ("table", "key", "value", "words"),
     [
@@ -186,11 +216,12 @@ def test_whole_numbers_where_fractions_may_stand():
     assert build(demo({("trains", "current_ma"): 20, ("emg", "sample_rate_hz"): 2000})) == parse(DEMO)
 
 
+@pytest.mark.safety("F9")
 def test_unknown_keys():
     assert any(
         "pulse_rate = 50 is not a known key; did you mean pulse_rate_hz?" in line for line in problems(demo({("trains", "pulse_rate"): 50}))
     )
-    assert "known keys: driver, port" in problems(demo({("stimulator", "zzz"): 1}))[0]
+    assert "known keys: driver, port, serial" in problems(demo({("stimulator", "zzz"): 1}))[0]
     assert "[sesion] is not a known table; did you mean session?" in problems(demo() | {"sesion": {}})[0]
 
 
@@ -201,6 +232,7 @@ def test_a_misspelt_key_is_one_problem():
     assert "did you mean refractory_s?" in line
 
 
+@pytest.mark.safety("A5", "A12", "F9")
 def test_missing():
     raw = demo()
     del raw["prescription"]["electrode_area_cm2"], raw["stimulator"], raw["emg"]["channels"]
@@ -218,6 +250,7 @@ def test_a_table_that_is_none(table, value):
         assert any(line.startswith(f"x.toml: [{table}]") or f"[[{table}]]" in line for line in problems(demo() | {table: value}))
 
 
+@pytest.mark.safety("F9")
 def test_all_errors_at_once_with_their_lines():
     text = DEMO
     for old, new in [
@@ -261,6 +294,7 @@ def test_mistakes_in_two_rules_are_told_apart():
     assert f"line {len((DEMO + second).splitlines())}: " in str(caught.value)
 
 
+@pytest.mark.safety("A1", "A4", "A5", "A12", "F9")
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -276,6 +310,14 @@ def test_mistakes_in_two_rules_are_told_apart():
         ({("trains", "ramp_up_ms"): 401}, "501 ms of ramp_up_ms and taper_ms must be at most duration_ms, 500 ms"),
         ({("prescription", "max_event_s"): 0.499}, "must be at most 499 ms, [prescription] max_event_s"),
         ({("prescription", "max_on_time_s_in_60_s"): 0.4}, "must be at most 400 ms"),
+        ({("prescription", "max_pulses_in_session"): 24}, "gives 25 pulses, above 24, [prescription] max_pulses_in_session: guard would"),
+        ({("prescription", "max_charge_mc_in_session"): 0.2499}, "gives 0.25 mC, above 0.2499, [prescription] max_charge_mc_in_session"),
+        ({("prescription", "max_on_time_min_in_24_h"): 29.0}, "max_on_time_min_in_session = 30.0 must be at most max_on_time_min_in_24_h"),
+        ({("prescription", "max_pulses_in_24_h"): 179_999}, "max_pulses_in_session = 180000 must be at most max_pulses_in_24_h, 179999"),
+        (
+            {("prescription", "max_charge_mc_in_24_h"): 3599.9},
+            "= 3600.0 must be at most max_charge_mc_in_24_h, 3599.9: a session",
+        ),
         ({("trains", "current_ma"): 19.3}, "multiple of 0.5 mA on rehamove3: the nearest are 19.0 and 19.5 mA"),
         ({("trains", "channel"): 5}, "at least 1 and at most 4 on rehamove3"),
         ({("emg", "sample_rate_hz"): 200.0}, "[[emg_rules]] 1 high_pass_hz = 80.0 must be below 80 Hz"),
@@ -287,10 +329,13 @@ def test_between_tables(changes, words):
     assert words in line
 
 
+@pytest.mark.safety("A5")
 def test_exactly_at_the_limits_between_tables():
     build(demo({("trains", "ramp_up_ms"): 400}))
     build(demo({("prescription", "max_event_s"): 0.5, ("prescription", "max_on_time_s_in_60_s"): 0.5}))
     build(demo({("emg", "sample_rate_hz"): 200.5}))
+    build(demo({("prescription", "max_pulses_in_session"): 25, ("prescription", "max_charge_mc_in_session"): 0.25}))
+    build(demo({("prescription", "max_on_time_min_in_24_h"): 30.0, ("prescription", "max_pulses_in_24_h"): 180_000}))
     build(demo({("trains", "channel"): 8, ("stimulator", "driver"): "p24"}))
     least_area_cm2 = math.ceil(20.0 * math.sqrt(2 * 500e-6 * 50.0) / 2.0 * 100) / 100
     build(demo({("prescription", "electrode_area_cm2"): least_area_cm2}))
@@ -340,6 +385,7 @@ def test_train_names(name):
     assert any("the train's name must be" in line for line in problems(raw))
 
 
+@pytest.mark.safety("A5", "A6")
 def test_figures():
     settings = parse(DEMO)
     values = {one.name: one.value for one in figures(settings.trains["peroneal"], settings.prescription)}
@@ -355,6 +401,7 @@ def test_figures():
         assert (round(one.value, 2), one.exceeded) == (density, exceeded)
 
 
+@pytest.mark.safety("A6")
 def test_a_figure_at_its_limit():
     assert not module.Figure("a", 2.0, "", 2.0, "").exceeded
     assert module.Figure("a", 2.0, "", 2.0, "", False).exceeded
@@ -388,6 +435,12 @@ def test_guard_view():
         "refractory_ns": 3_000_000_000,
         "max_on_time_60s_ns": 20_000_000_000,
         "max_duty_5min_ns": 75_000_000_000,
+        "max_on_time_session_ns": 1_800_000_000_000,
+        "max_on_time_24h_ns": 3_600_000_000_000,
+        "max_pulses_session": 180_000,
+        "max_pulses_24h": 360_000,
+        "max_charge_session_nc": 3_600_000_000,
+        "max_charge_24h_nc": 7_200_000_000,
         "max_events_10min": 30,
         "max_auto_events_1h": 60,
         "arming_expires_ns": 30 * 60 * 1_000_000_000,
@@ -395,6 +448,7 @@ def test_guard_view():
         "max_lateness_ns": 50_000_000,
         "driver": "rehamove3",
         "port": "/dev/ttyX",
+        "serial": "",
         "priority": 80,
         "cpus": [1],
     }
@@ -406,27 +460,72 @@ def test_guard_and_settings_agree_on_a_charge(charge_nc):
     assert view["max_charge_nc"] == charge_nc
 
 
+# guard's own copy, by its names, from ours; what settings know nothing of is None
+COPY = {
+    "max_current_ua": module.MAX_CURRENT_MA * 1000,
+    "min_phase_width_us": module.MIN_PHASE_WIDTH_US,
+    "max_phase_width_us": module.MAX_PHASE_WIDTH_US,
+    "min_pulse_rate_mhz": module.MIN_PULSE_RATE_HZ * 1000,
+    "max_pulse_rate_mhz": module.MAX_PULSE_RATE_HZ * 1000,
+    "min_pulse_spacing_ns": 10**9 / module.MAX_PULSE_RATE_HZ,
+    "max_charge_nc": module.MAX_CHARGE_PER_PHASE_UC * 1000,
+    "max_rms_density_ua_per_mm2": module.MAX_RMS_DENSITY_MA_PER_CM2 * 10,
+    "max_power_density_w_per_m2": module.MAX_POWER_DENSITY_W_PER_CM2 * 10_000,
+    "max_pulse_energy_uj": module.MAX_ENERGY_PER_PULSE_MJ * 1000,
+    "max_train_us": module.MAX_TRAIN_MS * 1000,
+    "min_look_dead_ns": module.MIN_LOOK_DEAD_MS * 10**6,
+    "min_look_ns": module.MIN_LOOK_MS * 10**6,
+    "max_event_ns": module.MAX_EVENT_S * 10**9,
+    "min_refractory_ns": module.MIN_REFRACTORY_S * 10**9,
+    "max_on_time_60s_ns": module.MAX_ON_TIME_S_IN_60_S * 10**9,
+    "max_duty_5min_ns": module.MAX_DUTY_PERCENT_IN_5_MIN * 3 * 10**9,
+    "max_on_time_session_ns": module.MAX_ON_TIME_MIN_IN_SESSION * 60 * 10**9,
+    "max_on_time_24h_ns": module.MAX_ON_TIME_MIN_IN_24_H * 60 * 10**9,
+    "max_pulses_session": module.MAX_PULSES_IN_SESSION,
+    "max_pulses_24h": module.MAX_PULSES_IN_24_H,
+    "max_charge_session_nc": module.MAX_CHARGE_MC_IN_SESSION * 10**6,
+    "max_charge_24h_nc": module.MAX_CHARGE_MC_IN_24_H * 10**6,
+    "max_events_10min": module.MAX_EVENTS_IN_10_MIN,
+    "max_auto_events_1h": module.MAX_AUTOMATIC_EVENTS_IN_1_H,
+    "max_arming_expires_ns": module.MAX_ARMING_MIN * 60 * 10**9,
+    "max_rise_percent_per_s": None,
+    "max_step_ua": None,
+    "max_step_percent": None,
+}
+
+
+@pytest.mark.safety("A14")
 def test_both_copies_of_the_hard_limits_agree():
-    hard = supervisor.HARD
-    assert hard.max_current_ua == module.MAX_CURRENT_MA * 1000
-    assert (hard.min_phase_width_us, hard.max_phase_width_us) == (module.MIN_PHASE_WIDTH_US, module.MAX_PHASE_WIDTH_US)
-    assert (hard.min_pulse_rate_mhz, hard.max_pulse_rate_mhz) == (module.MIN_PULSE_RATE_HZ * 1000, module.MAX_PULSE_RATE_HZ * 1000)
-    assert hard.max_charge_nc == module.MAX_CHARGE_PER_PHASE_UC * 1000
-    assert hard.max_rms_density_ua_per_mm2 == module.MAX_RMS_DENSITY_MA_PER_CM2 * 10
-    assert hard.max_power_density_w_per_m2 == module.MAX_POWER_DENSITY_W_PER_CM2 * 10_000
-    assert hard.max_pulse_energy_uj == module.MAX_ENERGY_PER_PULSE_MJ * 1000
-    assert hard.max_train_us == module.MAX_TRAIN_MS * 1000
-    assert (hard.min_look_dead_ns, hard.min_look_ns) == (module.MIN_LOOK_DEAD_MS * 10**6, module.MIN_LOOK_MS * 10**6)
-    assert (hard.max_event_ns, hard.min_refractory_ns) == (module.MAX_EVENT_S * 10**9, module.MIN_REFRACTORY_S * 10**9)
-    assert hard.max_on_time_60s_ns == module.MAX_ON_TIME_S_IN_60_S * 10**9
-    assert hard.max_duty_5min_ns == module.MAX_DUTY_PERCENT_IN_5_MIN * 3 * 10**9
-    assert hard.max_events_10min == module.MAX_EVENTS_IN_10_MIN
-    assert hard.max_auto_events_1h == module.MAX_AUTOMATIC_EVENTS_IN_1_H
-    assert hard.max_arming_expires_ns == module.MAX_ARMING_MIN * 60 * 10**9
-    assert supervisor.LOAD_OHM == module.LOAD_OHM
-    assert supervisor.MAX_TRIGGER_AGE_NS == module.MAX_SAMPLE_AGE_MS * 10**6
+    hard = dataclasses.asdict(limits.HARD)
+    assert set(hard) == set(COPY)
+    assert {name: value for name, value in hard.items() if COPY[name] is not None} == {n: v for n, v in COPY.items() if v is not None}
+    assert limits.LOAD_OHM == module.LOAD_OHM
+    assert limits.MAX_TRIGGER_AGE_NS == module.MAX_SAMPLE_AGE_MS * 10**6
 
 
+@pytest.mark.safety("A14")
+@pytest.mark.parametrize("name", ["demo", "bedside", "bench"])
+def test_a_prescription_never_widens_a_hard_limit(name):
+    view = guard_view(load(CONFIG / f"{name}.toml"))
+    for figure, (low, high) in limits.bounds().items():
+        assert low <= view[figure] <= high, figure
+
+
+@pytest.mark.safety("A14", "A12")
+@pytest.mark.parametrize("name", limits.bounds())
+def test_guard_reads_every_figure_of_the_view_for_itself(name):
+    view = guard_view(parse(DEMO))
+    limits.prescription_from(view, DEVICE)
+    low, high = limits.bounds()[name]
+    for value in (low - 1, high + 1, True, str(view[name]), float(view[name]), None):
+        with pytest.raises(ValueError, match=name):
+            limits.prescription_from(view | {name: value}, DEVICE)
+    del view[name]
+    with pytest.raises(ValueError, match=name):
+        limits.prescription_from(view, DEVICE)
+
+
+@pytest.mark.safety("A4", "A5", "A6", "A14")
 @hypothesis_settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_guard_takes_every_dose_that_settings_take_and_no_other(data):
@@ -446,14 +545,14 @@ def test_guard_takes_every_dose_that_settings_take_and_no_other(data):
         # the tables are each sound by themselves, so guard can be asked about them
         view = guard_view(module.Settings.model_validate(raw))
         with pytest.raises(ValueError, match="train peroneal"):
-            supervisor.prescription_from(view, 500)
+            limits.prescription_from(view, DEVICE)
     else:
-        supervisor.prescription_from(guard_view(settings), 500)
+        limits.prescription_from(guard_view(settings), DEVICE)
 
 
 @pytest.mark.parametrize("name", ["demo", "bedside", "bench"])
 def test_guard_takes_the_shipped_files(name):
-    supervisor.prescription_from(guard_view(load(CONFIG / f"{name}.toml")), 500)
+    limits.prescription_from(guard_view(load(CONFIG / f"{name}.toml")), DEVICE)
 
 
 def test_with_port():
@@ -490,6 +589,7 @@ def test_byte_order_mark_and_windows_lines(tmp_path):
     assert load(tmp_path / "windows.toml") == parse(DEMO)
 
 
+@pytest.mark.safety("F9")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -506,6 +606,201 @@ def test_not_toml(text, words):
     with pytest.raises(SettingsError) as caught:
         parse(text, "x.toml")
     assert str(caught.value).startswith(words)
+
+
+# --- F9, A12: one wrong word in the file of a bed -----------------------------------------------------------------------------------
+def lines_of(text):
+    """Line number of each (table, key) of a file like the demo's; of several tables the first."""
+    found, table = {}, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split("#")[0].strip()
+        if words.startswith("["):
+            table = words.strip("[]").split(".")[0]
+        elif "=" in words:
+            found.setdefault((table, words.split("=")[0].strip()), number)
+    return found
+
+
+def refused(text, tmp_path):
+    """The mistakes of a file, as whoever starts a bed with it gets to read them."""
+    path = tmp_path / "bed.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load(path)
+    lines = [line.removeprefix(f"{path}") for line in str(caught.value).split("\n")]
+    assert all(len(line) < len(str(path)) + 500 for line in lines)
+    return lines
+
+
+def with_line(number, line):
+    """The demo's file with another line in that place; None takes it out."""
+    lines = DEMO.splitlines()
+    lines[number - 1 : number] = [] if line is None else [line]
+    return "\n".join(lines)
+
+
+NO_NUMBERS = {
+    **{f"{name} for a number": text for name, text in (("a text", '"1"'), ("true", "true"), ("false", "false"), ("a date", "1979-05-27"))},
+    **{f"{name} for a number": text for name, text in (("a list", "[1]"), ("a table", "{ a = 1 }"), ("no text", '""'))},
+    **{name: name for name in ("nan", "-nan", "inf", "-inf", "+inf", "1e400", "-1e400", "1e308", "-1", "-1.0", "-1e-400")},
+    "a huge whole number": "9" * 400,
+    "a huge hexadecimal": "0x" + "f" * 400,
+    "a whole number beyond 64 bits": "18446744073709551616",
+    "so small that it is 0": "1e-400",
+}
+MAY_BE_0 = {("emg_rules", "floor_uv")}
+
+
+@pytest.mark.safety("A12", "F9")
+@pytest.mark.parametrize("wrong", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_what_is_no_sound_number_is_refused_wherever_a_number_belongs(wrong, tmp_path):
+    where = lines_of(DEMO)
+    for table, key, least, most, _ in BOUNDS:
+        if wrong in ("1e-400", "-1e-400") and (table, key) in MAY_BE_0:
+            continue
+        number = where[table, key]
+        [line] = [one for one in refused(with_line(number, f"{key} = {wrong}"), tmp_path) if f" {key} = " in one]
+        assert line.startswith(f", line {number}: ["), line
+        kind = "a whole number" if isinstance(least, int) else "a number"
+        assert f"at least {least:g} and at most {most:g}" in line, line
+        if wrong[0] in '"tf[{':
+            assert f"must be {kind}, " in line, line
+
+
+@pytest.mark.safety("A12", "F9")
+@pytest.mark.parametrize("wrong", ["true", "1", "2.5", "nan", "1979-05-27", "[]", "{}"])
+def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
+    where = lines_of(DEMO)
+    texts = [
+        (table, key)
+        for table, model in module.TABLES.items()
+        for key, field in model.model_fields.items()
+        if field.annotation not in (int, float) and (table, key) in where and key not in ("channels", "cpus")
+    ]
+    assert len(texts) >= 14
+    for table, key in texts:
+        number = where[table, key]
+        [line] = [one for one in refused(with_line(number, f"{key} = {wrong}"), tmp_path) if f" {key} = " in one]
+        assert line.startswith(f", line {number}: ["), line
+        assert "must be" in line
+
+
+def test_no_setting_is_a_boolean():
+    """So `true` and `false` (and YAML's yes and no, which TOML does not know) are wrong wherever they stand."""
+    assert not [field for model in module.TABLES.values() for field in model.model_fields.values() if field.annotation is bool]
+
+
+@pytest.mark.safety("F9")
+def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
+    by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
+    by_default |= {("realtime", key) for key in module.Realtime.model_fields}
+    for (table, key), number in lines_of(DEMO).items():
+        text = with_line(number, None)
+        if (table, key) in by_default:
+            parse(text)
+            continue
+        [line] = [one for one in refused(text, tmp_path) if f" {key} is missing" in one]
+        assert line.startswith(", line "), line
+        assert f"{key} is missing: {module.TABLES[table].model_fields[key].description}; must be" in line
+
+
+@pytest.mark.safety("F9")
+@pytest.mark.parametrize("word", ["yes", "on", "zzz", "'what ever'"])
+def test_a_key_that_nobody_knows_is_refused_in_every_table(word, tmp_path):
+    tables = {}
+    for (table, _), number in lines_of(DEMO).items():
+        tables[table] = number
+    assert set(tables) == set(module.TABLES)
+    for number in tables.values():
+        lines = DEMO.splitlines()
+        lines.insert(number, f"{word} = 1")
+        [line] = refused("\n".join(lines), tmp_path)
+        assert f"{word.strip(chr(39))} = 1 is not a known key; known keys: " in line
+        assert line.startswith(f", line {number + 1}: [") or word[0] == "'"  # of a quoted key the table's line is named
+
+
+@pytest.mark.safety("F9", "A12")
+@pytest.mark.parametrize(
+    ("table", "key", "line", "words"),
+    [
+        ("trains", "current_ma", "current_ma = 0.02", "at least 0.5 and at most 60 mA"),  # amperes
+        ("trains", "current_ma", "current_ma = 20000", "at least 0.5 and at most 60 mA"),  # microamperes
+        ("trains", "current_ma", "current_ua = 20000", "current_ua = 20000 is not a known key; did you mean current_ma?"),
+        ("trains", "phase_width_us", "phase_width_us = 0.5", "must be a whole number, at least 20 and at most 1000 us"),  # ms
+        ("trains", "phase_width_us", "phase_width_ms = 0.5", "did you mean phase_width_us?"),
+        ("trains", "duration_ms", "duration_s = 0.5", "did you mean duration_ms?"),
+        ("trains", "pulse_rate_hz", "pulse_rate_hz = 50000", "at least 1 and at most 100 Hz"),  # millihertz
+        ("trains", "pulse_rate_hz", "pulse_period_ms = 20", "pulse_rate_hz is missing"),
+        ("prescription", "electrode_area_cm2", "electrode_area_cm2 = 2500", "at least 1 and at most 200 cm2"),  # mm2
+        ("prescription", "max_on_time_s_in_60_s", "max_on_time_s_in_60_s = 20000", "at least 0.1 and at most 20 s"),  # ms
+        ("prescription", "max_on_time_min_in_session", "max_on_time_min_in_session = 1800", "at least 0.1 and at most 30 min"),  # s
+        ("prescription", "max_on_time_min_in_24_h", "max_on_time_s_in_24_h = 3600", "did you mean max_on_time_min_in_24_h?"),
+        ("prescription", "max_charge_mc_in_session", "max_charge_mc_in_session = 3600000", "at least 0.001 and at most 3600 mC"),  # uC
+        ("prescription", "max_charge_mc_in_24_h", "max_charge_uc_in_24_h = 7200", "did you mean max_charge_mc_in_24_h?"),
+        ("prescription", "max_pulses_in_24_h", "max_pulses_in_24_h = 3.6e5", "a whole number, at least 1 and at most 360000 pulses"),
+        ("emg", "unit", 'unit = "mv"', 'must be "uV" or "mV" or "V"'),
+        ("force", "unit", 'unit = "kg"', 'must be "N" or "N m"'),
+        ("emg", "sample_rate_hz", "sample_rate_hz = 2.0", "at least 200 and at most 10000 Hz"),  # kHz
+        ("realtime", "max_sample_age_ms", "max_sample_age_ms = 0.1", "at least 10 and at most 250 ms"),  # s
+    ],
+)
+def test_a_figure_in_the_wrong_unit(table, key, line, words, tmp_path):
+    number = lines_of(DEMO)[table, key]
+    assert any(words in one for one in refused(with_line(number, line), tmp_path))
+    assert any(one.startswith(f", line {number}: [") for one in refused(with_line(number, line), tmp_path))
+
+
+@pytest.mark.safety("F9")
+def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(tmp_path):
+    lines = DEMO.splitlines()
+    for number in lines_of(DEMO).values():
+        [line] = refused("\n".join([*lines[:number], *lines[number - 1 :]]), tmp_path)
+        assert line.startswith(f", line {number + 1}, column ")
+        assert "a key or a table stands twice: give it once" in line
+    [line] = refused(DEMO + "\n[prescription]\n", tmp_path)
+    assert "stands twice" in line
+
+
+@pytest.mark.safety("A1", "A14", "F9")
+def test_a_figure_beyond_its_ceiling_is_refused_and_not_clipped(tmp_path):
+    where = lines_of(DEMO)
+    for table, key, _, most, _ in BOUNDS:
+        value = most + 1 if isinstance(most, int) else math.nextafter(most, math.inf)
+        [line] = [one for one in refused(with_line(where[table, key], f"{key} = {value!r}"), tmp_path) if f" {key} = {value}" in one]
+        assert f"at most {most:g}" in line
+
+
+@pytest.mark.safety("F9")
+@pytest.mark.parametrize("text", ["", "\n\n", "# nothing yet\n", "[session]\n"])
+def test_an_empty_file_says_what_belongs_in_it(text, tmp_path):
+    lines = refused(text, tmp_path)
+    for table in ("trains", "prescription", "stimulator"):
+        assert any(f"[{table}] is missing: {module.Settings.model_fields[table].description}" in line for line in lines)
+    assert len(lines) == 3
+
+
+@pytest.mark.safety("F9", "A12")
+def test_ten_mistakes_are_ten_lines_in_the_order_of_the_file(tmp_path):
+    where = lines_of(DEMO)
+    wrong = {
+        ("emg", "sample_rate_hz"): "true",
+        ("emg_rules", "threshold"): "nan",
+        ("force_rules", "rate_per_s"): '"15"',
+        ("trains", "current_ma"): "61.0",
+        ("trains", "duration_ms"): "500.0",
+        ("prescription", "max_current_ma"): "-20",
+        ("prescription", "max_pulses_in_session"): "180001",
+        ("prescription", "max_charge_mc_in_24_h"): "inf",
+        ("stimulator", "serial"): "42",
+        ("realtime", "cpus"): "[true]",
+    }
+    lines = DEMO.splitlines()
+    for place, value in wrong.items():
+        lines[where[place] - 1] = f"{place[1]} = {value}"
+    found = refused("\n".join(lines), tmp_path)
+    assert len(found) == 10
+    assert [int(line.removeprefix(", line ").split(":")[0]) for line in found] == [where[place] for place in wrong]
+    assert all(key in line and "must be" in line for line, (_, key) in zip(found, wrong, strict=True))
 
 
 # --- whatever stands in the file: settings or SettingsError, never anything else ----------------------------------------------------
@@ -531,18 +826,21 @@ def survives(make):
         json.dumps(summary(settings), allow_nan=False)
 
 
+@pytest.mark.safety("A12", "F9")
 @hypothesis_settings(max_examples=600, deadline=None)
 @given(st.dictionaries(st.sampled_from(PLACES), VALUES, min_size=1, max_size=3))
 def test_any_value_in_any_key(changes):
     survives(lambda: build(demo(changes)))
 
 
+@pytest.mark.safety("F9")
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.sampled_from([*module.TABLES, "other"]), VALUES | st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=2))
 def test_any_value_as_table(table, value):
     survives(lambda: build(demo() | {table: value}))
 
 
+@pytest.mark.safety("F9")
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_text_in_the_file(data):

@@ -186,6 +186,7 @@ def test_a_real_guard_tells_all_that_is_measured_of_it(guard):
     assert stages["sum_ms"] == pytest.approx(sum(ms for name, ms in stages.items() if name != "sum_ms"), abs=1e-3)
 
 
+@pytest.mark.safety("F3")
 def test_status_says_in_words_what_was_refused_and_what_is_late():
     t = Telemetry(100, 50)
     t.see_cycles([cycle(S, S, S - 130 * MS)], S)

@@ -374,6 +374,7 @@ class Box:
         if data:
             self._answer(number, 5, bytes((PARAMETER,)))
             return
+        self._log({"stop_ns": wire_ns, "number": number})
         self._drop_queue(wire_ns)
         self._switched_ns = max(wire_ns, self._switched_ns) + SWITCH_NS
         self._at(self._switched_ns, "switch off", lambda: self._answer(number, 5, bytes((OK,))))

@@ -6,13 +6,16 @@ this; nothing here does input or output.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from drivers.base import DeviceNotFoundError
 
 if TYPE_CHECKING:
-    from drivers.base import Stimulator
+    from collections.abc import Callable
+
+    from drivers.base import Stimulator, StimulatorLimits
 
 STIMULATORS: dict[str, tuple[str, str]] = {
     "rehamove3": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
@@ -20,10 +23,18 @@ STIMULATORS: dict[str, tuple[str, str]] = {
 }
 
 
-def load(name: str, port: str) -> Stimulator:
-    """Construct the driver called `name` for `port`; no input or output yet. Raises `DeviceNotFoundError` for a name we do not know."""
+def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write) -> Stimulator:
+    """Construct the driver called `name` for `port`; no input or output yet. Raises `DeviceNotFoundError` for a name we do not know.
+
+    Every byte that the driver ever sends goes through `write`.
+    """
     try:
         module, class_name = STIMULATORS[name]
     except KeyError:
         raise DeviceNotFoundError(f"no stimulator driver is called {name!r}; there are: {', '.join(sorted(STIMULATORS))}") from None
-    return cast("Stimulator", getattr(import_module(module), class_name)(port, name))
+    return cast("Stimulator", getattr(import_module(module), class_name)(port, name, write))
+
+
+def limits_of(name: str) -> StimulatorLimits:
+    """What the stimulator called `name` can do, for those who may ask and not drive. Raises `DeviceNotFoundError`."""
+    return load(name, "").limits

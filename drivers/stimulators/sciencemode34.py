@@ -17,6 +17,7 @@ import re
 import select
 import struct
 import termios
+import threading
 import time
 from binascii import crc_hqx
 from collections import deque
@@ -261,6 +262,15 @@ def event_of(frame: Frame) -> DeviceEvent | None:
     return DeviceEvent(DeviceEventKind.DEVICE_ERROR, frame.number, code, f"{command.name}: {_result_name(code)}")
 
 
+def _word(text: bytes) -> str:
+    """What a box says of itself as one printable word; "-" where it says nothing."""
+    return "".join(chr(byte) if 33 <= byte <= 126 else "?" for byte in text.rstrip(b"\0 ")) or "-"
+
+
+def _dotted(version: bytes) -> str:
+    return ".".join(map(str, version))
+
+
 def _result_name(code: int) -> str:
     return f"{RESULTS.get(code, 'unknown result')} ({code})"
 
@@ -281,7 +291,9 @@ MODELS = {
 
 ANSWER_TIMEOUT_S = 0.5
 N_TRIES = 2  # the first question after plugging in may get no answer (rehamove-integration-lib README)
+IDENTIFY_TIMEOUT_S = 0.2
 DISARM_TIMEOUT_S = 0.2
+CLOSE_TIMEOUT_S = 0.1
 READ_BYTES = 4096
 ASYNC_LOW_LATENCY = 0x2000  # linux/tty_flags.h: an FTDI chip then hands over answers within 1 ms, not 16
 PTY_MAJORS = range(136, 144)  # linux/major.h UNIX98_PTY_SLAVE_MAJOR
@@ -298,17 +310,21 @@ class ScienceMode34:
         Name of the serial port.
     model : str
         "rehamove3" or "p24"; `open` refuses the other one.
+    write : callable
+        As `os.write`; every byte goes through it.
     """
 
-    def __init__(self, port: str, model: str = "rehamove3") -> None:
+    def __init__(self, port: str, model: str = "rehamove3", write: Callable[[int, bytes], int] = os.write) -> None:
         self.port = port
         self.model = model
+        self._write = write
         self._limits = MODELS[model]
         self._fd = -1
         self._frames: dict[int, dict[int, tuple[bytes, ...]]] = {}
         self._number = 0
         self._armed = False
         self._lost = False
+        self._only_stops = False  # all that was written since the last flush
         self._begin_link()
         self._facts: dict[str, object] = {}
         self._prepare_ms = 0.0
@@ -336,11 +352,19 @@ class ScienceMode34:
             raise PortLostError(f"{self.port} is not open")
         return self._fd
 
-    def prepare(self, trains: Sequence[PulseTrain]) -> None:
+    def identify(self) -> str:
+        """Ask again who is there, once: in the middle of a session there is no box that just woke up. No output."""
+        if self._armed:
+            raise DriverError(f"{self._limits.model} is armed: it is asked who it is before that")
+        device_id, version = (self._ask_who(*question, n_tries=1, timeout_s=IDENTIFY_TIMEOUT_S) for question in self._who)
+        return " ".join((self._limits.model, _word(device_id[1:11]), _dotted(version[1:4])))
+
+    def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
         """Encode each train at each current from one device step up to its own, under each packet number. Raises `LimitError`."""
         began_ns = time.perf_counter_ns()
         self._frames = {index: self._encode(train) for index, train in enumerate(trains)}
         self._prepare_ms = (time.perf_counter_ns() - began_ns) / 1e6
+        return tuple(frame for levels in self._frames.values() for frames in levels.values() for frame in frames)
 
     def arm(self) -> None:
         """Switch the high voltage on and wait for the box to say so."""
@@ -362,13 +386,17 @@ class ScienceMode34:
             frame = self._frames[train][current_ua][number]
         except KeyError:
             raise LimitError(f"train {train} at current_ua = {current_ua} was not prepared") from None
+        self._only_stops = False
         try:
-            n_written = os.write(self._fd, frame)
+            n_written = self._write(self._fd, frame)
         except BlockingIOError:
             n_written = 0
         except OSError as error:
             self._armed = False
             raise PortLostError(f"{self.port}: {error}") from error
+        except DriverError:  # whoever checks the bytes has not let these go
+            self._armed = False
+            raise
         self._number = (number + 1) % N_NUMBERS
         if n_written != len(frame):
             self._armed = False
@@ -376,18 +404,21 @@ class ScienceMode34:
         return number
 
     def stop(self) -> None:
-        """Drop what has not left yet, then one stop frame. Any state, any number of times, never raises."""
+        """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
+
+        Not every port can drop: linux's usb-serial (FTDI, RehaMove3) cannot, a pty keeps what its reader's side has taken in. There, what
+        waits is played when a stalled box goes on, up to this stop; so whoever triggers waits for each answer before the next pulse.
+        """
         self._armed = False
         self._stop_answered = False
         if self._fd < 0:
             return
+        if not self._only_stops:
+            _try(lambda: termios.tcflush(self._fd, termios.TCOFLUSH))
+        frame = _STOP_FRAMES[self._number]
         try:
-            termios.tcflush(self._fd, termios.TCOFLUSH)
-        except (OSError, termios.error):
-            pass
-        try:
-            os.write(self._fd, _STOP_FRAMES[self._number])
-        except OSError:
+            self._only_stops = self._write(self._fd, frame) == len(frame)
+        except (OSError, DriverError):
             pass
         self._number = (self._number + 1) % N_NUMBERS
 
@@ -445,31 +476,37 @@ class ScienceMode34:
         self._n_read_bytes = 0
         self._stop_answered = False
         self._lost = False
+        self._only_stops = False
 
     def _identify(self) -> dict[str, object]:
         """Identity, firmware and state of the box."""
-        version_command = Command.GET_EXTENDED_VERSION if self.model == "p24" else Command.GET_VERSION_MAIN
-        device_id = self._ask_who(Command.GET_DEVICE_ID, 11)[1:11]
-        version = self._ask_who(version_command, 7)
+        device_id, version = (self._ask_who(*question) for question in self._who)
         found_state = self._ask_who(Command.GET_STIM_STATUS, 3)[1]
         if found_state == 1:
             self.disarm()
         return {
-            "device_id": device_id.decode("ascii", "replace").rstrip("\0"),
-            "firmware": ".".join(map(str, version[1:4])),
-            "protocol": ".".join(map(str, version[4:7])),
+            "device_id": _word(device_id[1:11]),
+            "firmware": _dotted(version[1:4]),
+            "protocol": _dotted(version[4:7]),
             "found_state": ("off", "low level on", "mid level on", "mid level running")[found_state] if found_state < 4 else found_state,
         }
 
-    def _ask_who(self, command: Command, n_data_bytes: int) -> bytes:
+    @property
+    def _who(self) -> tuple[tuple[Command, int], tuple[Command, int]]:
+        """The questions after number and version, with the least length of each answer. Each model knows its own alone."""
+        version = Command.GET_EXTENDED_VERSION if self.model == "p24" else Command.GET_VERSION_MAIN
+        return (Command.GET_DEVICE_ID, 11), (version, 7)
+
+    def _ask_who(self, command: Command, n_data_bytes: int, n_tries: int = N_TRIES, timeout_s: float = ANSWER_TIMEOUT_S) -> bytes:
         """Ask a question without side effects, again if need be."""
-        for n_tries_left in reversed(range(N_TRIES)):
+        n_read_before = self._n_read_bytes
+        for n_tries_left in reversed(range(n_tries)):
             try:
-                answer, data = self._ask(command)
+                answer, data = self._ask(command, timeout_s=timeout_s)
             except AckTimeoutError:
                 if n_tries_left:
                     continue
-                if self._n_read_bytes:
+                if self._n_read_bytes > n_read_before:
                     raise DeviceMismatchError(f"{self.port}: something answers, but not as a {self._limits.model}") from None
                 raise
             if answer != command + 1 or data[0] != RESULT_OK or len(data) < n_data_bytes:
@@ -482,8 +519,9 @@ class ScienceMode34:
         number = self._number
         self._number = (number + 1) % N_NUMBERS
         frame = encode_frame(number, command, data)
+        self._only_stops &= command is Command.LL_STOP
         try:
-            n_written = os.write(self.fileno(), frame)
+            n_written = self._write(self.fileno(), frame)
         except BlockingIOError:
             n_written = 0
         except OSError as error:
@@ -557,11 +595,11 @@ class ScienceMode34:
         """Give the port back, whatever state it is in."""
         self._armed = False
         fd, self._fd = self._fd, -1
-        try:
-            termios.tcflush(fd, termios.TCIOFLUSH)  # or close() may wait 30 s for a stalled box to drain
-        except (OSError, termios.error):
-            pass
-        os.close(fd)
+        _try(lambda: termios.tcflush(fd, termios.TCIOFLUSH))
+        # The kernel waits up to 30 s for a box that takes nothing more; we do not.
+        closer = threading.Thread(target=os.close, args=(fd,), daemon=True)
+        closer.start()
+        closer.join(CLOSE_TIMEOUT_S)
 
 
 def _open_port(port: str) -> tuple[int, dict[str, object]]:
@@ -593,7 +631,7 @@ def _try(setting: Callable[[], object]) -> bool:
     """Do what not every port can (a pty has no latency timer); say whether it worked."""
     try:
         setting()
-    except OSError:
+    except (OSError, termios.error):
         return False
     return True
 
