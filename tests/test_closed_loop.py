@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import pyxdf
 
-from controller import audit, demo, demo_summary, messages, recording, replay, settings
+from controller import audit, demo, demo_summary, dose, messages, recording, replay, settings
+from controller.journal import clock_now, look
 from controller.supervisor import LEASE_NS, MAX_TRIGGER_AGE_NS
 from controller.telemetry import QUANTITIES
 from drivers.simulated.patient import simulate
@@ -175,22 +176,27 @@ def test_its_latency_is_on_the_disk_and_every_trigger_has_its_stages(demo_result
 
 # --- the death of each process ----------------------------------------------------------------------------------------------------
 SEED = 5
+SOURCE_ID = f"calmloop-kill-test-{os.getpid()}"  # somebody else may run these tests here at the same time
 
 
 class Ward:
     """Bench, daemon armed, and, after `begin`, spasms."""
 
     def __init__(self, folder):
-        self.bench = demo.body(folder, SEED, "calmloop-kill-test", "--wait")
+        self.folder, self.log = folder, folder / "stimulator.jsonl"
+        self.bench = demo.body(folder, SEED, SOURCE_ID, "--wait")
         config = settings.load(demo.default_config("demo.toml"))
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
-        config = settings.parse(config.model_copy(update={"session": session}).to_toml())
-        self.log = folder / "stimulator.jsonl"
+        self.config = settings.parse(config.model_copy(update={"session": session}).to_toml())
         self.errors = (folder / "daemon.log").open("w+")
-        self.daemon = demo.LiveDaemon(demo.pointed_at(config, self.bench.port, "calmloop-kill-test"), "ward", folder, self.errors)
+        self.start()
+        self.daemon.arm()
+
+    def start(self):
+        """A daemon that hears the body."""
+        self.daemon = demo.LiveDaemon(demo.pointed_at(self.config, self.bench.port, SOURCE_ID), "ward", self.folder, self.errors)
         status = self.daemon.wait_until_quiet(self.bench)
         self.session, self.children = Path(status["session"]), status["children"]
-        self.daemon.arm()
 
     def begin(self):
         """Let spasms come; returns when they may."""
@@ -253,6 +259,18 @@ def opens(ward):
     assert audit.verify(ward.session / "audit.sqlite", audit.key(), recording.load(ward.session).anchors())[1] is None
 
 
+def remembers(ward):
+    """What the dose journal holds covers every pulse in the stimulator's own log, and not a lot more; returns its summary."""
+    facts = dose.summary(look(ward.folder / "dose.sqlite")[0], clock_now())
+    pulses = ward.pulses()
+    charge_mc = sum(p["current_ua"] * p["phase_width_us"] for p in pulses) * 1e-9
+    worst = dose.worst_train(settings.guard_view(settings.load(demo.default_config("demo.toml"))))
+    more, dropped = facts["assumed_trains"], 5  # with a stop the box drops what waits in it; that counts all the same (E1)
+    assert len(pulses) <= facts["day"]["pulses"] <= len(pulses) + dropped + more * worst.pulses
+    assert charge_mc - 1e-3 <= facts["day"]["charge_mc"] <= charge_mc + dropped * 10e-3 + more * worst.charge_nc * 1e-6 + 1e-3
+    return facts
+
+
 @pytest.mark.safety("B1", "E4", "F2")
 def test_loop_killed(ward):
     killed_ns = ward.kill(ward.children["loop"])
@@ -271,9 +289,10 @@ def test_loop_killed(ward):
     assert "loop was killed by SIGKILL" in ward.said()
     ward.daemon.end()
     opens(ward)
+    assert remembers(ward)["assumed_trains"] == 0
 
 
-@pytest.mark.safety("B1", "F2")
+@pytest.mark.safety("A10", "B1", "F2")
 def test_guard_killed(ward):
     killed_ns = ward.kill(ward.children["guard"])
     time.sleep(0.5)
@@ -289,11 +308,16 @@ def test_guard_killed(ward):
     ward.wait_for(up, 30)
     assert not messages.ask("ward", messages.press("test"))["ok"]
     assert "guard was killed by SIGKILL" in ward.said()
+    given = messages.ask("ward", {"do": "status"})["dose"]["session"]["pulses"]
     ward.daemon.end()
     opens(ward)
+    facts = remembers(ward)
+    assert facts["assumed_trains"] == 2
+    assert facts["session"] == facts["day"]
+    assert facts["day"]["pulses"] == given  # the second guard knew of what the first had given
 
 
-@pytest.mark.safety("F2")
+@pytest.mark.safety("A10", "B1", "F2", "F8")
 def test_daemon_killed(ward):
     killed_ns = ward.kill(ward.daemon.popen.pid)
     time.sleep(0.5)
@@ -304,6 +328,15 @@ def test_daemon_killed(ward):
         ward.wait_for(lambda pid=pid: not alive(pid))
     assert "the daemon is gone" in ward.said()
     opens(ward)
+    # and its successor goes on with the dose, not armed
+    ward.daemon.end()
+    ward.start()
+    assert "the last session of this bed had no clean end: 2 trains are added" in ward.said()
+    status = messages.ask("ward", {"do": "status"})
+    assert (status["state"], status["automatic"]) == ("IDLE", False)
+    facts = remembers(ward)
+    assert facts["assumed_trains"] == 2
+    assert status["dose"]["session"]["pulses"] == status["dose"]["24h"]["pulses"] == facts["session"]["pulses"] == facts["day"]["pulses"]
 
 
 @pytest.mark.safety("C7")
