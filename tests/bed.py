@@ -110,6 +110,7 @@ class Bed:
             "current_ua": 20_000,
             "duration_us": 500_000,
             "cause": Cause.EMG,
+            "level": 1000,
         }
         return self.do(Kind.REQUEST, **(fields | changes))
 

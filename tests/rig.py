@@ -133,7 +133,7 @@ def request(loop, number, **changes):
     """One request as the demo's settings prescribe it."""
     now = time.monotonic_ns()
     fields = {"issued_ns": now, "sample_ns": now, "number": number, "event_id": number, "cause": 1}
-    prescribed = {"train": 0, "current_ua": 20_000, "duration_us": 500_000}
+    prescribed = {"train": 0, "current_ua": 20_000, "duration_us": 500_000, "level": 1000}
     loop.send(messages.ToGuard(messages.REQUEST, **(fields | prescribed | changes)).pack())
 
 

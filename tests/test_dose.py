@@ -356,8 +356,8 @@ def look(bed, level, **changes):
         ([0, 1000, 2000, 1500, 2000, 3000], 5),
         ([0, 1000, 2000, 2500], None),
         ([0, 5000, 4000, 3000, 2000], None),
-        ([0, 0, 0, 0, 100], None),
-        ([0, 1000, 1300, 0, 1300, 1700], None),
+        ([0, 1, 1, 1, 100], None),
+        ([0, 1000, 1300, 1, 1, 1], None),
         ([1000, 2000, 4000], None),  # an event's first request has no look before it
     ],
 )
@@ -379,6 +379,17 @@ def test_a_muscle_that_rises_over_two_looks_running_locks_its_rule_out(levels, r
     bed.run(10 * S)
     bed.arm()
     assert bed.request(event_id=6).delivered
+
+
+@pytest.mark.safety("A12")
+@pytest.mark.parametrize(
+    ("first", "later", "leaves"), [(0, 1, (True, True)), (0, 0, (True, False)), (-1, 1, (False, True)), (0, -1, (True, False))]
+)
+def test_a_request_says_what_the_look_before_it_showed(first, later, leaves):
+    bed = Bed(FREE).armed()
+    assert look(bed, first).delivered is leaves[0]
+    assert look(bed, later).delivered is leaves[1]
+    assert leaves[0] or "level" not in bed.last.reasons
 
 
 def test_a_request_that_was_refused_for_something_else_is_no_look():
