@@ -83,6 +83,7 @@ class Log:
         self.at = 0
         self.pulses: list[dict[str, Any]] = []
         self.refused: list[dict[str, Any]] = []
+        self.stop_ns: list[int] = []  # when a stop frame's last byte had arrived
 
     def read(self) -> list[dict[str, Any]]:
         """All pulses so far."""
@@ -96,6 +97,8 @@ class Log:
                 row = json.loads(line)
                 if "pulse_ns" in row:
                     self.pulses.append(row)
+                elif "stop_ns" in row:
+                    self.stop_ns.append(row["stop_ns"])
                 elif "refused" in row:
                     self.refused.append(row)
         return self.pulses

@@ -153,14 +153,15 @@ class Stops:
             with suppress(FileFormatError):
                 events = [row["event"] for row in recording.load(folder).guard() if "event" in row]
                 receipts_ns += [event["now_ns"] for event in events if event["kind"] == "stop"]
-        return [row | {"bed": ward.bed} | around(row, times, receipts_ns) for row in rows]
+        return [row | {"bed": ward.bed} | around(row, times, receipts_ns, ward.log.stop_ns) for row in rows]
 
 
-def around(row: dict[str, Any], pulse_ns: Sequence[int], receipts_ns: Sequence[int]) -> dict[str, Any]:
+def around(row: dict[str, Any], pulse_ns: Sequence[int], receipts_ns: Sequence[int], stop_ns: Sequence[int]) -> dict[str, Any]:
     """What one stop did; it counts where a train was on and guard's row of it was found."""
     receipt_ns = next((at_ns for at_ns in receipts_ns if row["sent_ns"] <= at_ns <= row["answered_ns"]), None)
     before = [at_ns for at_ns in pulse_ns if row["begun_ns"] - ON_NS <= at_ns <= row["sent_ns"]]
     after = [at_ns for at_ns in pulse_ns if row["sent_ns"] < at_ns <= row["until_ns"]]
+    stopped_ns = next((at_ns for at_ns in stop_ns if row["sent_ns"] <= at_ns <= row["until_ns"]), None)
     was_on = bool(before) and row["sent_ns"] - before[-1] < ON_NS
     last_ns = (after or before or [0])[-1]
     return {
@@ -171,6 +172,8 @@ def around(row: dict[str, Any], pulse_ns: Sequence[int], receipts_ns: Sequence[i
         "counts": was_on and receipt_ns is not None,
         # 0: the last pulse was there before the stop was
         "receipt_to_last_ms": max(0.0, (last_ns - receipt_ns) / MS) if receipt_ns is not None else None,
+        # the frame that says stop is at the stimulator; None where its log does not tell
+        "receipt_to_stop_ms": (stopped_ns - receipt_ns) / MS if receipt_ns and stopped_ns else None,
         "sent_to_last_ms": max(0.0, (last_ns - row["sent_ns"]) / MS),
         "sent_to_receipt_ms": (receipt_ns - row["sent_ns"]) / MS if receipt_ns is not None else None,
         "sent_to_answer_ms": (row["answered_ns"] - row["sent_ns"]) / MS,
@@ -208,6 +211,7 @@ def timer(cpu: int) -> None:
 # --- what it comes to -------------------------------------------------------------------------------------------------------------
 COLUMNS = {
     "receipt_to_last_ms": "receipt to last pulse",
+    "receipt_to_stop_ms": "receipt to stop at the box",
     "sent_to_last_ms": "sent to last pulse",
     "sent_to_receipt_ms": "sent to receipt",
     "sent_to_answer_ms": "sent to answer",
@@ -216,7 +220,7 @@ COLUMNS = {
 
 def figures(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Percentiles of each column in ms."""
-    return {name: judge.figures([row[name] for row in rows]) for name in COLUMNS}
+    return {name: judge.figures(got) for name in COLUMNS if (got := [row[name] for row in rows if row[name] is not None])}
 
 
 def judged(result: dict[str, Any]) -> list[dict[str, Any]]:

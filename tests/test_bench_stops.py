@@ -13,7 +13,7 @@ from tests.rig import ROOT
 
 def around(pulse_ns, receipts_ns, **changes):
     row = {"begun_ns": S, "sent_ns": S + 100 * MS, "answered_ns": S + 102 * MS, "until_ns": S + 200 * MS} | changes
-    return stops.around(row, pulse_ns, receipts_ns)
+    return stops.around(row, pulse_ns, receipts_ns, [S + 101 * MS + 200_000])
 
 
 def test_a_stop_is_measured_from_its_receipt_to_the_last_pulse():
@@ -22,6 +22,7 @@ def test_a_stop_is_measured_from_its_receipt_to_the_last_pulse():
     assert (got["counts"], got["receipt_to_last_ms"], got["pulses_after_receipt"], got["sent_to_receipt_ms"]) == (True, 0.0, 0, 1.0)
     got = around([*slots, S + 120 * MS], [S + 101 * MS])
     assert (got["receipt_to_last_ms"], got["sent_to_last_ms"], got["late_pulses"]) == (19.0, 20.0, 0)
+    assert got["receipt_to_stop_ms"] == 0.2
     assert around([*slots, S + 160 * MS], [S + 101 * MS])["late_pulses"] == 1
 
 
