@@ -97,7 +97,7 @@ class Witness(NamedTuple):
     recorder: bool = True
     stop_age: int = -1
     closed: bool = False
-    button: bool = False  # there is one
+    button_age: int = -1  # since it last said something
     starts: int = 0  # trains a press has begun since the button closed
     autos: int = 0  # events of the loop since a person armed
     pulses: int = 0  # of the session, up to the limit
@@ -108,6 +108,10 @@ def older(w: Witness, ns: int, window: int) -> Witness:
     cap = {"offer_age": 200 * MS, "beat_age": 200 * MS, "pulse_age": 150 * MS, "person_age": 500 * MS, "stop_age": 150 * MS,
            "ended_age": 700 * MS, "train_age": 10**9}  # fmt: skip
     ages = {name: min(age + ns, most) for name, most in cap.items() if (age := getattr(w, name)) >= 0}
+    if w.button_age >= 0:
+        lost = w.button_age + ns > code.BUTTON_LOST_NS  # nobody knows any more how it stands
+        ages |= {"button_age": -1 if lost else w.button_age + ns}
+        w = w._replace(closed=w.closed and not lost)
     trains = tuple((start + ns, end + ns) for start, end in w.trains if end + ns <= window)
     return w._replace(**ages, trains=trains, fault_ages=tuple(age + ns for age in w.fault_ages if age + ns <= 3 * TICK))
 
@@ -143,7 +147,7 @@ def watch(w: Witness, event: Event, v: Any, p: Prescription, before: SafetyState
     elif kind is Kind.RECORDER:
         w = w._replace(recorder=event.ok)
     elif kind is Kind.BUTTON:
-        w = w._replace(closed=event.ok, button=True, starts=w.starts if event.ok and w.closed else 0)
+        w = w._replace(closed=event.ok, button_age=0, starts=w.starts if event.ok and w.closed else 0)
     if v.output is Output.ARM:
         if w.armed not in (2, 4):
             return w, "the stimulator is armed though nobody asked"
@@ -161,7 +165,8 @@ def watch(w: Witness, event: Event, v: Any, p: Prescription, before: SafetyState
         return w, "a fault that asks for a new guard was cleared"
     if v.state is SafetyState.FAULT and not w.fault:
         ages = (*w.fault_ages, 0)[-3:]
-        w = w._replace(fault=True, fault_ages=ages, forever=w.forever or kind is Kind.SELF_FAULT or len(ages) == 3)
+        # the link is closed after a fault, so no answer is waited for: the pulse counts as delivered
+        w = w._replace(fault=True, open_pulse=False, fault_ages=ages, forever=w.forever or kind is Kind.SELF_FAULT or len(ages) == 3)
     elif v.state is not SafetyState.FAULT:
         w = w._replace(fault=False)
     # the table of states
@@ -237,7 +242,7 @@ def pulse(w: Witness, event: Event, v: Any, p: Prescription) -> tuple[Witness, s
 DROPPED = {  # totals, words, and what follows from the rest
     "prescription", "reason", "identity", "pulses_total", "charge_total_nc", "on_time_total_ns", "withheld_total", "late_total", "day",
     "session", "minutes", "last_train", "lawful_ua", "_said", "_refused", "_ended", "train_charge_nc", "train_pulses", "n_pulses",
-    "current_ua", "duration_us", "train", "last_number", "lockout", "new_event",
+    "current_ua", "duration_us", "train", "last_number", "lockout", "new_event", "most_session", "most_day",
 }  # fmt: skip
 AGES: dict[str, int] = {  # times, and the age beyond which nobody looks
     "person_ns": 450 * MS, "armed_ns": 0, "offer_ns": 150 * MS, "arming_ns": 150 * MS, "stop_ns": 150 * MS, "heartbeat_ns": 250 * MS,
@@ -283,7 +288,7 @@ def key(s: Supervisor, w: Witness, now: int, window: int) -> tuple[Any, ...]:
         elif name in ("events", "first_ns", "last_ua"):
             continue  # no limit of these models binds them
         elif name == "ids":
-            value = tuple(now - t for t, _ in value if now - t <= code.MAX_TRIGGER_AGE_NS)
+            value = tuple(sorted({now - t for t, _ in value if now - t <= code.MAX_TRIGGER_AGE_NS}))
         elif name == "request":
             value = (value > 0) - (value < 0)
         elif name == "offer":
@@ -304,6 +309,7 @@ class Model:
     armed: bool = False
     window: int = 0  # how far back trains matter
     constants: dict[str, int] = field(default_factory=dict)
+    prompt: bool = False  # every pulse is answered at once
 
 
 def one(kind: Kind, **more: Any) -> Callable[[Supervisor, int], tuple[Event, ...]]:
@@ -320,6 +326,11 @@ def all_steps(s: Supervisor, now: int) -> tuple[Event, ...]:
     """A person arms, disk and stimulator are prompt."""
     named = Event(Kind.ARM, now, now, number=1, event_id=NUMBER[s.prescription], ok=True, text="x")
     return Event(Kind.OFFER, now, number=1), named, Event(Kind.AUDITED, now), Event(Kind.ARMED, now)
+
+
+def cut_short(s: Supervisor, now: int) -> tuple[Event, ...]:
+    """A person ends the train and arms again."""
+    return Event(Kind.DISARM, now, text="x"), *all_steps(s, now)
 
 
 def recover(s: Supervisor, now: int) -> tuple[Event, ...]:
@@ -420,11 +431,12 @@ MODELS = (
     ),
     Model(
         "dose",
-        {"ack": one(Kind.ACK), "disarm": PEOPLE["disarm"], "all steps": all_steps, "trigger": trigger, "beat": beat(True), "ask 1": ask(1)},
-        replace(RX, max_on_time_60s_ns=250 * MS, max_duty_5min_ns=400 * MS, arming_expires_ns=10 * S),
+        {"trigger": trigger, "cut short": cut_short},
+        replace(RX, max_on_time_60s_ns=250 * MS, max_duty_5min_ns=400 * MS, arming_expires_ns=100 * S),
         armed=True,
         window=5 * DOSE_MINUTE,
         constants={"MINUTE": DOSE_MINUTE},
+        prompt=True,
     ),
 )
 
@@ -521,6 +533,8 @@ def move(s: Supervisor, w: Witness, now: int, name: str, model: Model) -> tuple[
         events = model.events[name](s, now)
     for event in events:
         w, wrong = do(s, w, event, model.prescription)
+        if not wrong and model.prompt and s.outstanding:
+            w, wrong = do(s, w, Event(Kind.ACK, now), model.prescription)
         if wrong:
             return s, w, now, wrong
     return s, w, now, ""
@@ -559,8 +573,8 @@ class NoLease(Supervisor):
 class Impatient(Supervisor):
     """The rest between events is forgotten."""
 
-    def _dose_reasons(self, event: Event, now: int) -> list[str]:
-        return [reason for reason in super()._dose_reasons(event, now) if "refractory" not in reason]
+    def _dose_reasons(self, event: Event, now: int, continues: bool) -> list[str]:
+        return [reason for reason in super()._dose_reasons(event, now, continues) if "refractory" not in reason]
 
 
 class Healing(Supervisor):

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench import pipe_stimulator
 from controller import guard as guard_module
-from controller import messages, realtime, ring, settings
-from controller.supervisor import MINUTE, MS, Event, Kind, SafetyState, Supervisor
+from controller import messages, realtime, ring, settings, wire
+from controller.limits import MINUTE, MS
+from controller.supervisor import Event, Kind, SafetyState, Supervisor
 from drivers.base import DeviceEvent, DeviceEventKind, StimulatorLimits
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRIORITY = 80
 N_FIRST = 20  # of each cell, dropped: caches and branch predictors learn
 HEARTBEAT_S = 0.01
+NO_HISTORY: dict[str, Any] = {"trains": [], "minutes": [], "session": [0, 0, 0], "events": [], "auto_events": [], "lockout": ""}
 BEATS_A_REQUEST = 5  # heartbeats keep guard's caches as warm as they are in life; requests themselves are rare
 
 
@@ -147,12 +149,14 @@ class Bed:
         self.loop, loop = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link.setblocking(False)
         control = guard_module.listen(Path(folder) / "bench.sock")
-        self.stimulator = PipeStimulator()
-        self.stimulator.prepare([guard_module.pulse_train(train) for train in view["trains"].values()])
-        self.guard = StampedGuard(self.stimulator, view, link, control, ring.RingWriter(self.ring_fd))
+        check = wire.for_driver("rehamove3")
+        self.stimulator = PipeStimulator(check.write)
+        check.learn(self.stimulator.prepare([guard_module.pulse_train(train) for train in view["trains"].values()]))
+        self.guard = StampedGuard(self.stimulator, check, view | {"history": NO_HISTORY}, link, control, ring.RingWriter(self.ring_fd))
+        self.reader.durable = 1 << 62  # nothing here waits for a disk
         self.guard.supervisor = StampedSupervisor(self.guard.supervisor.prescription)
         self.guard.device_open = True
-        self.guard.take(Event(Kind.READY, monotonic_ns(), ok=True, text="pipe"))
+        self.guard.take(Event(Kind.READY, monotonic_ns(), ok=True, text=self.stimulator.identify()))
         self.idle = copy.copy(self.guard.supervisor)
         # as over the link: how guard gets its loop is no business of the bench's
         socket.send_fds(self.link, [b"loop"], [loop.fileno()])
@@ -160,7 +164,10 @@ class Bed:
         loop.close()
         now = monotonic_ns()
         self.guard.take(Event(Kind.HEARTBEAT, now, issued_ns=now, sample_ns=now, ok=True))
-        self.guard.take(Event(Kind.ARM, now, ok=True, text="bench"))
+        self.guard.take(Event(Kind.OFFER, now, number=1))
+        number = self.guard.supervisor.prescription.number
+        self.guard.take(Event(Kind.ARM, now, now, number=1, event_id=number, ok=True, text="bench"))
+        self.guard.take(Event(Kind.AUDITED, now))
         self.armed = copy.copy(self.guard.supervisor)
         assert self.armed.automatic
         # a busy hour: 20 events in the last 10 min, 40 before, 100 trains in the last 5 min, none in the last minute

@@ -200,7 +200,7 @@ class LiveDaemon:
             raise DemoError(f"arming was refused: {answer['reason']}")
 
     def try_train(self) -> None:
-        """Press the button once, as a clinician would after arming: a train's current rises by a fifth a second from its first pulse on (A11)."""
+        """Press the button once, as a clinician would after arming: from a train's first pulse on its current rises by a fifth a second."""
         answer = messages.ask(self.bed, messages.press("demo"))
         if not answer["ok"]:
             raise DemoError(f"the train to try out was refused: {'; '.join(answer['reasons'])}")

@@ -250,6 +250,12 @@ _CAUSE_WORDS: dict[int, str] = {Cause.EMG: "emg", Cause.FORCE: "force", Cause.MA
 _AUTOMATIC = (Cause.EMG, Cause.FORCE)
 _SEVERITY = {Output.NONE: 0, Output.PULSE: 1, Output.ARM: 2, Output.DISARM: 3, Output.STOP: 4}
 
+
+def _worse(a: Output, b: Output) -> Output:
+    """The more severe of two (B7)."""
+    return b if _SEVERITY[b] > _SEVERITY[a] else a
+
+
 # What happens: event by row, state by column; each word is a method `_WORD` of `Supervisor`.
 #                      OFF          IDLE         ARMED        STIMULATING  LOCKOUT      FAULT
 _ROWS = {
@@ -358,6 +364,8 @@ class Supervisor:
     on_time_total_ns: int = 0
     withheld_total: int = 0
     lawful_ua: tuple[frozenset[int], ...] = ()  # of each train, the currents for which `pulse_reasons` has nothing to say
+    most_session: Dose = NOTHING
+    most_day: Dose = NOTHING
     _said: list[str] = field(default_factory=list)
     _refused: int = 0
     _ended: int = 0
@@ -368,6 +376,8 @@ class Supervisor:
         self.lawful_ua = tuple(
             frozenset(ua for ua in range(step_ua, t.current_ua + 1, step_ua) if not pulse_reasons(t, ua, p)) for t in p.trains
         )
+        self.most_session = Dose(p.max_on_time_session_ns, p.max_charge_session_nc, p.max_pulses_session)
+        self.most_day = Dose(p.max_on_time_24h_ns, p.max_charge_24h_nc, p.max_pulses_24h)
         self._forget_currents()
 
     def remember(self, history: dict[str, Any]) -> None:
@@ -405,9 +415,9 @@ class Supervisor:
         # An answer that is late by guard's own clock is as good as none: what happened in between is not known.
         if self.outstanding and now - self.last_pulse_ns > ACK_TIMEOUT_NS:
             output = self._fault(f"no acknowledgement within {ACK_TIMEOUT_NS // MS} ms; the pulse counts as delivered [E1]", now)
-        output = max(output, TABLE[event.kind][self.state](self, event), key=_SEVERITY.__getitem__)
+        output = _worse(output, TABLE[event.kind][self.state](self, event))
         if self.button_ns:
-            output = max(output, self._watch_button(now), key=_SEVERITY.__getitem__)
+            output = _worse(output, self._watch_button(now))
         if self.arming_ns and now - self.arming_ns > AUDIT_NS:
             self._disarming("not armed: the audit did not confirm it [G7]")
         if output is Output.NONE and self.state is SafetyState.STIMULATING:
@@ -421,7 +431,7 @@ class Supervisor:
                 elif self.permanent:
                     output = Output.STOP
         if self.state is SafetyState.ARMED:
-            output = max(output, self._expire(now), key=_SEVERITY.__getitem__)
+            output = _worse(output, self._expire(now))
         return Verdict(
             delivered=output is Output.PULSE,
             state=self.state,
@@ -727,13 +737,14 @@ class Supervisor:
 
     # --- may this train begin? -----------------------------------------------------------------------------------------------
     def _ask(self, event: Event) -> Output:
-        reasons = self._reasons(event)
+        continues = self._continues(event)
+        reasons = self._reasons(event, continues)
         if event.kind is Kind.TRIGGER:
             self.ids = (*(old for old in self.ids if event.now_ns - old[0] <= MAX_TRIGGER_AGE_NS), (event.now_ns, event.number))[-MAX_IDS:]
         else:
             self.last_number = max(self.last_number, event.number)
         if not reasons:
-            self._begin(event)
+            self._begin(event, continues)
             return Output.NONE
         self._refused = -1 if event.kind is Kind.TRIGGER else event.number
         self._say("refused: " + "; ".join(reasons))
@@ -744,7 +755,7 @@ class Supervisor:
                 return Output.DISARM
         return Output.NONE
 
-    def _reasons(self, event: Event) -> list[str]:
+    def _reasons(self, event: Event, continues: bool) -> list[str]:
         p, now = self.prescription, event.now_ns
         by_person = event.kind is Kind.TRIGGER
         reasons: list[str] = []
@@ -769,7 +780,7 @@ class Supervisor:
             if event.train != p.manual_train:
                 reasons.append("not the train prescribed for the button [A1, prescription]")
         else:
-            reasons += self._loop_reasons(event, age)
+            reasons += self._loop_reasons(event, age, continues)
         if not 0 <= event.train < len(p.trains):
             return [*reasons, f"train {event.train} is not prescribed [A12, prescription]"]
         t, step_ua = p.trains[event.train], p.device.current_step_ua
@@ -784,9 +795,9 @@ class Supervisor:
             reasons.append(f"current {event.current_ua} uA is too far above the last train's {last_ua} uA [A11, hard limit]")
         if self.outstanding:
             reasons.append("the last pulse is not acknowledged yet [E5]")
-        return reasons + self._dose_reasons(event, now)
+        return reasons + self._dose_reasons(event, now, continues)
 
-    def _loop_reasons(self, event: Event, age: int) -> list[str]:
+    def _loop_reasons(self, event: Event, age: int, continues: bool) -> list[str]:
         """What only a loop must prove."""
         p, now = self.prescription, event.now_ns
         reasons = []
@@ -807,9 +818,9 @@ class Supervisor:
             reasons.append(f"unknown cause {event.cause} [A12]")
         if event.event_id <= 0:
             reasons.append(f"event id {event.event_id} is not above 0 [A12]")
-        if event.level < 0 or (event.level == 0 and self._continues(event)):
+        if event.level < 0 or (event.level == 0 and continues):
             reasons.append(f"level {event.level} is none of a muscle that was looked at [A12]")
-        if self._rises(event) >= RISES:
+        if continues and self._rises(event) >= RISES:
             self.paradox_rules, self.paradox_trains = self.paradox_rules | {event.rule}, self.paradox_trains | {event.train}
         if event.rule in self.paradox_rules or event.train in self.paradox_trains:
             reasons.append(f"paradox: a muscle rose over {RISES} looks; rule {event.rule} or its train is locked out until a person arms")
@@ -826,11 +837,11 @@ class Supervisor:
 
     def _rises(self, event: Event) -> int:
         """Looks of this event running in which the muscle showed `RISE_PERCENT` more than in the one before."""
-        if not self._continues(event) or not self.event_level:
+        if not self.event_level:
             return 0
         return self.event_rises + 1 if event.level * 100 > self.event_level * (100 + RISE_PERCENT) else 0
 
-    def _dose_reasons(self, event: Event, now: int) -> list[str]:
+    def _dose_reasons(self, event: Event, now: int, continues: bool) -> list[str]:
         p = self.prescription
         t = p.trains[event.train]
         # what is asked for beyond the prescription is refused for that, and must not lock anybody out
@@ -838,7 +849,7 @@ class Supervisor:
         current_ua = min(max(event.current_ua, 0), t.current_ua)
         reasons = []
         since = now - self.event_end_ns
-        if self._continues(event):
+        if continues:
             if since < p.look_dead_ns + p.look_ns:
                 reasons.append(f"look of {(p.look_dead_ns + p.look_ns) // MS} ms not over [A9, {layer(p, 'look_ns')}]")
             if self.event_on_ns + duration > p.max_event_ns:
@@ -866,19 +877,23 @@ class Supervisor:
 
     def _long_dose_reasons(self, planned: Dose, now: int) -> list[str]:
         """Dose of the session and of 24 h (A10). Minutes count whole until the last of them is a day old: never less than was given."""
-        p, reasons = self.prescription, []
-        for window, words, given in (("session", "this session", self.session), ("24h", "24 h", self.day)):
-            names = (f"max_on_time_{window}_ns", f"max_charge_{window}_nc", f"max_pulses_{window}")
-            most = Dose(*(getattr(p, name) for name in names))
-            if _fits(given, planned, most):
-                continue
-            if window == "24h":  # a closer look, without what is older
-                given = _sum(dose for start, dose in self.minutes if start > now - (DAY + 1) * MINUTE)
-            figures = (f"{most.on_ns // MINUTE} min of stimulation", f"{most.charge_nc // 10**6} mC", f"{most.pulses} pulses")
-            for i, name in enumerate(names):
-                if given[i] + planned[i] > most[i]:
-                    reasons.append(f"dose: {figures[i]} in {words}; {LOCKOUT_WORDS} [A10, {layer(p, name)}]")
+        reasons: list[str] = []
+        if not _fits(self.session, planned, self.most_session):
+            reasons += self._too_much("session", "this session", self.session, planned, self.most_session)
+        if not _fits(self.day, planned, self.most_day):  # a closer look, without what is older
+            day = _sum(dose for start, dose in self.minutes if start > now - (DAY + 1) * MINUTE)
+            reasons += self._too_much("24h", "24 h", day, planned, self.most_day)
         return reasons
+
+    def _too_much(self, window: str, words: str, given: Dose, planned: Dose, most: Dose) -> list[str]:
+        """Which of on-time, charge and pulses would pass its limit, and who set that."""
+        figures = (f"{most.on_ns // MINUTE} min of stimulation", f"{most.charge_nc // 10**6} mC", f"{most.pulses} pulses")
+        names = (f"max_on_time_{window}_ns", f"max_charge_{window}_nc", f"max_pulses_{window}")
+        return [
+            f"dose: {figures[i]} in {words}; {LOCKOUT_WORDS} [A10, {layer(self.prescription, names[i])}]"
+            for i in range(3)
+            if given[i] + planned[i] > most[i]
+        ]
 
     def _exhausted(self, now: int) -> str:
         """Why not even the least of the prescribed trains has room in the dose of session and day; empty = one has."""
@@ -901,13 +916,13 @@ class Supervisor:
         return on_ns
 
     # --- the running train ---------------------------------------------------------------------------------------------------
-    def _begin(self, event: Event) -> None:
+    def _begin(self, event: Event, continues: bool) -> None:
         p, now = self.prescription, event.now_ns
         by_person = event.kind is Kind.TRIGGER
         if by_person:
             self.person_ns, self.warned = now, False
         cause = Cause.MANUAL if by_person else event.cause
-        self.new_event = not self._continues(event)
+        self.new_event = not continues
         if self.new_event:
             self.event_id, self.event_cause, self.event_on_ns = event.event_id, cause, 0
             self.event_level = self.event_rises = 0

@@ -69,6 +69,7 @@ def test_a_full_dose_locks_out_by_name_whoever_asks(name, limit, n_trains, words
 def test_the_figures_of_a_full_dose_in_words():
     bed = Bed(FREE).armed()
     bed.s.prescription = replace(FREE, max_on_time_session_ns=15 * MINUTE, max_charge_24h_nc=450_000_000, max_pulses_24h=9)
+    bed.s.__post_init__()
     bed.s.session = Dose(15 * MINUTE, 0, 0)
     bed.s.minutes = ((bed.now, Dose(0, 449_999_999, 0)),)
     bed.s.day = Dose(0, 449_999_999, 0)
