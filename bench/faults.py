@@ -126,22 +126,21 @@ def begin(ward: Ward, n: int, spasm_s: float, tries: int = 3) -> None:
 
     A machine that stalls can cost a train, or the arming: then a person arms again.
     """
-    before = len(ward.log.read())
     while True:
+        enough = len(ward.log.read()) + n
         tries -= 1
         try:
             if ward.automatic:
                 ward.burst(spasm_s)
             else:
                 ward.wait_for(lambda: ward.press() or time.sleep(0.1), 2.0, "train by the button")
-            ward.wait_for(lambda: len(ward.log.read()) >= before + n, 1.5, f"{n} pulses")
+            ward.wait_for(lambda enough=enough: len(ward.log.read()) >= enough, 1.5, f"{n} pulses")
             return
         except UnusableError:
             if not tries:
                 raise
         calm(ward)
         ward.arm()
-        before = len(ward.log.read())
 
 
 def into(ward: Ward, phase: str, rng: random.Random) -> threading.Thread | None:
@@ -315,13 +314,13 @@ def carry_out(ward: Ward, case: Case, rng: random.Random) -> dict[str, Any]:
 
 def output_limit_ns(case: Case) -> int | None:
     """How long after the fault a pulse may still come; None: as long as the train that is on is prescribed."""
-    if case.process in ("loop", "source"):
+    if case.process in ("loop", "source") or (case.process, case.kind) == ("daemon", "kill"):
         return LEASE_NS + PERIOD_NS
     if case.kind == "STOP":
         return 50 * MS
     if case.process == "device" or (case.process, case.kind) == ("stimulator", "kill"):
         return 0
-    return PERIOD_NS if case.process == "guard" or (case.process, case.kind) == ("daemon", "kill") else None
+    return PERIOD_NS if case.process == "guard" else None
 
 
 def judged_case(case: Case, row: dict[str, Any], ward: Ward) -> dict[str, Any]:
@@ -554,7 +553,9 @@ def judged(result: dict[str, Any]) -> list[dict[str, Any]]:
         least = goal.get("least")
         limit = least if least is not None else goal["most"]
         met = None if value is None else value >= limit if least is not None else value <= limit
-        goals.append({"goal": goal["what"], "value": value, "limit": limit, "at_least": least is not None, "met": met})
+        goals.append(
+            {"goal": goal["what"], "value": value, "limit": limit, "at_least": least is not None, "met": met, "aim": goal.get("aim")}
+        )
     return goals
 
 
@@ -586,7 +587,8 @@ def in_words(result: dict[str, Any]) -> str:
     for goal in result["goals"]:
         verdict = "not measured" if goal["met"] is None else "met" if goal["met"] else "MISSED"
         value = "" if goal["value"] is None else f"{goal['value']:g} "
-        lines.append(f"{verdict:<13}{goal['goal']}: {value}({'at least' if goal['at_least'] else 'at most'} {goal['limit']:g})")
+        aim = "" if goal["aim"] is None else f", aim {goal['aim']:g}"
+        lines.append(f"{verdict:<13}{goal['goal']}: {value}({'at least' if goal['at_least'] else 'at most'} {goal['limit']:g}{aim})")
     return "\n".join(lines)
 
 
