@@ -1,4 +1,4 @@
-"""`python -m bench.mutants`: one small fault at a time in the supervisor and in the limits; does a test notice each?
+"""`python -m bench.mutants`: one small fault at a time in the supervisor and in the limits, and whether a test notices it.
 
 mutmut puts them into the bodies of functions: other operators, numbers one higher, other words, arguments left out. What it does not do is
 done here: statements left out, conditions forced or with an operand less, numbers one lower, and all that is no such body (constants,
@@ -19,6 +19,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,9 +66,20 @@ def numbered(mutants: Sequence[Mutant]) -> list[Mutant]:
 # --- what mutmut leaves out -------------------------------------------------------------------------------------------------------
 _SIMPLE = (ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Raise, ast.Continue, ast.Break)
 _OTHER: dict[type[ast.AST], type[ast.AST]] = {
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult},
-    **{ast.And: ast.Or, ast.Or: ast.And, ast.USub: ast.UAdd},
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.FloorDiv,
+    ast.FloorDiv: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.USub: ast.UAdd,
 }
 
 
@@ -166,44 +178,228 @@ def put(module: str, code: CodeType) -> None:
     exec(code, made.__dict__)
 
 
-def forked(do: Callable[[], int]) -> int:
-    """Exit code of a child that does it, silently; negative = it was ended by that signal."""
+def tests_of(module: str, code: CodeType) -> int:
+    """Run the tests on it, in a child of our own and silently: exit code, or minus the signal that ended it."""
+    import pytest
+
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    code = 3
+    code_of_exit = 3
     try:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 5))
         silent = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
-        code = do()
-    finally:
-        os._exit(code)
-
-
-def own(chosen: Callable[[list[Mutant]], set[Mutant]]) -> tuple[list[Mutant], dict[Mutant, int]]:
-    """All mutants that are made here, and the exit code of the tests on those chosen."""
-    import hypothesis  # noqa: F401  # once, not in each child
-    import pytest
-
-    def tests() -> int:
-        return int(pytest.main(["-x", "-q", "--tb=no", *PYTEST, *TESTS]))
-
-    def mutated(module: str, code: CodeType) -> int:
         put(module, code)
-        return tests()
+        for some in (TESTS[:1], TESTS[1:]):  # most die of the first
+            code_of_exit = int(pytest.main(["-x", "-q", "--tb=no", *PYTEST, *some]))
+            if code_of_exit:
+                break
+    finally:
+        os._exit(code_of_exit)
 
-    if forked(tests):
-        raise SystemExit("the tests fail without any fault")
-    trees = {module: ast.parse((ROOT / "controller" / f"{module}.py").read_text()) for module in MODULES}
-    everything = numbered([mutant for module, tree in trees.items() for mutant in faults(tree, Place(module, tree))])
-    wanted, codes = chosen(everything), {}
-    names = iter(everything)
-    for module, tree in trees.items():
-        for _ in faults(tree, Place(module, tree)):
-            mutant = next(names)
-            if mutant in wanted:
-                code = compile(tree, f"controller/{module}.py", "exec")
-                codes[mutant] = forked(lambda module=module, code=code: mutated(module, code))
-    return everything, codes
+
+class Own:
+    """The mutants that are made here; the folder is the working directory."""
+
+    def __init__(self) -> None:
+        import hypothesis  # noqa: F401  # once, not in each child
+
+        self.trees = {module: ast.parse(Path("controller", f"{module}.py").read_text()) for module in MODULES}
+        self.mutants = numbered([mutant for module, tree in self.trees.items() for mutant in faults(tree, Place(module, tree))])
+
+    def run(self, chosen: set[Mutant]) -> Iterator[tuple[Mutant, str]]:
+        """The fate of each one chosen."""
+        mutants = iter(self.mutants)
+        for module, tree in self.trees.items():
+            if tests_of(module, compile(tree, f"controller/{module}.py", "exec")):
+                raise SystemExit("the tests fail without any fault")
+            for _ in faults(tree, Place(module, tree)):
+                mutant = next(mutants)
+                if mutant in chosen:
+                    code = tests_of(module, compile(tree, f"controller/{module}.py", "exec"))
+                    yield mutant, "survived" if code == 0 else "endless" if code == -signal.SIGXCPU else "killed"
+
+
+# --- what mutmut does -------------------------------------------------------------------------------------------------------------
+SETTINGS = f"""
+[tool.mutmut]
+source_paths = ["controller"]
+only_mutate = {[f"controller/{module}.py" for module in MODULES]}
+also_copy = ["drivers", "config"]
+pytest_add_cli_args = {PYTEST}
+pytest_add_cli_args_test_selection = {TESTS}
+"""
+FATES = {0: "survived", 1: "killed", 3: "killed", 2: "killed", -24: "endless", 24: "endless", 36: "endless", 152: "endless", 255: "endless"}
+
+
+class Mutmut:
+    """mutmut in the working directory, one child at a time."""
+
+    def __init__(self) -> None:
+        self.call("controller.limits.x_tightest__mutmut_1")  # so that it makes all and remembers which tests concern which
+        self.names: dict[Mutant, str] = {}
+        mutants, names = [], []
+        for module in MODULES:
+            text = Path("mutants", "controller", f"{module}.py").read_text()
+            lines = text.split("\n")
+            spans = {f.name: lines[f.lineno : f.end_lineno] for f in ast.walk(ast.parse(text)) if isinstance(f, ast.FunctionDef)}
+            for name in self.codes(module):
+                short = name.rpartition(".")[2]
+                function = short.partition("__mutmut_")[0]
+                where = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+                mutants.append(Mutant(f"{module}.{where}", *difference(spans[function + "__mutmut_orig"], spans[short])))
+                names.append(name)
+        self.mutants = numbered(mutants)
+        self.names = dict(zip(self.mutants, names, strict=True))
+
+    @staticmethod
+    def call(*names: str) -> None:
+        """Run the tests on these, or on all."""
+        command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", "1", *names]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise SystemExit(f"mutmut failed:\n{done.stdout[-4000:]}")
+
+    @staticmethod
+    def codes(module: str) -> dict[str, int | None]:
+        """Exit code of the tests on each of a module's mutants, by mutmut's name."""
+        return dict(json.loads(Path("mutants", "controller", f"{module}.py.meta").read_text())["exit_code_by_key"])
+
+    def run(self, chosen: set[Mutant]) -> Iterator[tuple[Mutant, str]]:
+        """The fate of each one chosen."""
+        if chosen:
+            self.call(*(() if len(chosen) == len(self.mutants) else (self.names[mutant] for mutant in chosen)))
+        codes = {name: code for module in MODULES for name, code in self.codes(module).items()}
+        for mutant in chosen:
+            code = codes[self.names[mutant]]
+            yield mutant, "no test" if code in (None, 5, 33) else FATES.get(code, f"exit code {code}")
+
+
+def difference(before: list[str], after: list[str]) -> tuple[str, str]:
+    """The lines that differ, without indentation, comments and what is alike before and behind."""
+    first = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    before, after = before[first:], after[first:]
+    last = next((i for i, (a, b) in enumerate(zip(before[::-1], after[::-1], strict=False)) if a != b), min(len(before), len(after)))
+    was, now = (" ".join(line.split("  # ")[0].strip() for line in lines[: len(lines) - last]) for lines in (before, after))
+    return was, now
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------------------
+def listed() -> dict[Mutant, str]:
+    """The equivalent mutants, each with its reason."""
+    rows = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    result: dict[Mutant, str] = {}
+    for row in rows:
+        for was, now, *nth in row["mutants"]:
+            result[Mutant(row["where"], was, now, *nth)] = row["why"]
+    return result
+
+
+def judged(fates: dict[Mutant, str], everything: Sequence[Mutant]) -> dict[str, list[Mutant]]:
+    """What is wrong: who survived and is not listed, who is listed and was killed or exists no longer."""
+    equivalent, known = listed(), set(everything)
+    return {
+        "unlisted": [mutant for mutant, fate in fates.items() if fate not in ("killed", "endless") and mutant not in equivalent],
+        "listed_but_killed": [mutant for mutant, fate in fates.items() if fate in ("killed", "endless") and mutant in equivalent],
+        "listed_but_gone": [mutant for mutant in equivalent if mutant not in known],
+    }
+
+
+def workshop(folder: Path) -> None:
+    """A copy of all that is needed: nobody's edits disturb a run, and nothing is left behind."""
+    for name in ("controller", "drivers", "config"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tests").mkdir()
+    for name in ("tests/__init__.py", "tests/bed.py", *TESTS):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + SETTINGS)
+
+
+def campaign(sample: int, seed: int, only: str) -> dict[str, Any]:
+    """Run all, or so many of each kind, whose place matches."""
+    dice, began_s = random.Random(seed), time.monotonic()
+    fates: dict[Mutant, str] = {}
+    everything: list[Mutant] = []
+    counts: dict[str, dict[str, int]] = {}
+    for make in (Mutmut, Own):
+        maker = make()
+        chosen = [mutant for mutant in maker.mutants if fnmatch.fnmatch(mutant.where, only)]
+        if sample and len(chosen) > sample:
+            chosen = dice.sample(chosen, sample)
+        got = dict(maker.run(set(chosen)))
+        counts[make.__name__.lower()] = {"made": len(maker.mutants), **Counter(got.values())}
+        fates |= got
+        everything += maker.mutants
+    wrong = judged(fates, everything)
+    return {
+        "made": len(everything),
+        "run": len(fates),
+        "killed": sum(fate in ("killed", "endless") for fate in fates.values()),
+        "by": counts,
+        "equivalent": Counter(listed()[mutant] for mutant, fate in fates.items() if fate == "survived" and mutant in listed()),
+        **{name: len(mutants) for name, mutants in wrong.items()},
+        "seconds": round(time.monotonic() - began_s, 1),
+        "wrong": {name: [mutant._asdict() for mutant in mutants] for name, mutants in wrong.items()},
+    }
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Goal:
+    """A line of `budget.toml`, and whether it was kept."""
+
+    goal: str
+    value: float
+    most: float
+    met: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 = done, 1 = a goal was missed and --gate given."""
+    parser = argparse.ArgumentParser(prog="bench.mutants", description="does a test notice each small fault in supervisor and limits?")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} of each kind, drawn anew each time")
+    parser.add_argument("--seed", type=int, default=None, help="of the draw")
+    parser.add_argument("--only", default="*", metavar="WHERE", help="such as 'supervisor.Supervisor._due*'")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="figures and environment")
+    parser.add_argument("--gate", action="store_true", help="exit 1 where a goal of budget.toml is missed")
+    args = parser.parse_args(argv)
+    seed = random.SystemRandom().randrange(10**6) if args.seed is None else args.seed
+    with tempfile.TemporaryDirectory() as folder:
+        workshop(Path(folder))
+        back = Path.cwd()
+        os.chdir(folder)
+        try:
+            result = campaign(QUICK if args.quick else 0, seed, args.only)
+        finally:
+            os.chdir(back)
+    goals = [
+        Goal(row["metric"], result[row["metric"]], row["most"], result[row["metric"]] <= row["most"])
+        for row in tomllib.loads(BUDGET.read_text())["mutants"]
+    ]
+    survived = sum(result["equivalent"].values())
+    print(
+        f"{result['run']:,} of {result['made']:,} mutants in {result['seconds']:.0f} s{f' (seed {seed})' if args.quick else ''}: ", end=""
+    )
+    print(f"{result['killed']:,} killed, {survived} equivalent, {result['unlisted']} survived and are not listed")
+    for why, n in result["equivalent"].items():
+        print(f"  {n:3} equivalent: {why}")
+    for name, mutants in result["wrong"].items():
+        for mutant in mutants:
+            print(f"{name}: {mutant['where']}, number {mutant['nth']}\n  - {mutant['was']}\n  + {mutant['now']}")
+    for goal in goals:
+        print(f"{'met   ' if goal.met else 'MISSED'} {goal.goal} = {goal.value} (most {goal.most})")
+    if args.json:
+        from bench import environment
+
+        whole = result | {"seed": seed, "goals": [asdict(goal) for goal in goals], "environment": environment.environment()}
+        args.json.write_text(json.dumps(whole, indent=1))
+    missed = [goal.goal for goal in goals if not goal.met]
+    for name in missed if args.gate else ():
+        print(f"missed: {name}", file=sys.stderr)
+    return 1 if args.gate and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,6 +34,7 @@ RX = Prescription(
 )
 
 
+NO_HISTORY = {"trains": [], "minutes": [], "session": [0, 0, 0], "events": [], "auto_events": [], "lockout": ""}
 TYPES = {f.name: type(getattr(Supervisor(RX), f.name)) for f in fields(Supervisor)}
 
 

@@ -23,11 +23,10 @@ from controller.supervisor import (
     Supervisor,
     TrainGiven,
 )
-from tests.bed import DEVICE, RX, TRAIN, Bed
+from tests.bed import DEVICE, NO_HISTORY, RX, TRAIN, Bed
 
 FLAT = replace(TRAIN, ramp_up_us=0, taper_us=0)
 FREE = replace(RX, trains=(FLAT,), refractory_ns=S)
-HISTORY = {"trains": [], "minutes": [], "session": [0, 0, 0], "events": [], "auto_events": [], "lockout": ""}
 
 
 def idle():
@@ -389,7 +388,7 @@ def test_half_of_a_long_reason_stays_of_the_third_fault():
 
 def test_an_unreadable_number_is_named():
     with pytest.raises(ValueError, match=r"ValueError: 2.5 is no whole number \[A10, F8\]"):
-        Supervisor(RX).remember(HISTORY | {"session": [0, 0, 2.5]})
+        Supervisor(RX).remember(NO_HISTORY | {"session": [0, 0, 2.5]})
 
 
 # --- the last instant -------------------------------------------------------------------------------------------------------------
@@ -752,7 +751,7 @@ def test_each_figure_of_a_dose_fits_up_to_its_own_limit():
 @pytest.mark.safety("A9", "F8")
 def test_the_last_of_the_restored_trains_began_the_refractory_time():
     s = Supervisor(RX)
-    s.remember(HISTORY | {"trains": [[0, 10], [20, 50], [60, 300]]})
+    s.remember(NO_HISTORY | {"trains": [[0, 10], [20, 50], [60, 300]]})
     assert (s.trains, s.on_time_total_ns) == (((0, 10, 0), (20, 50, 10), (60, 300, 40)), 280)
     assert (s.event_end_ns, s.last_done_ns) == (300, 300)
 
