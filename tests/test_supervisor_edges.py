@@ -747,6 +747,14 @@ def test_each_figure_of_a_dose_fits_up_to_its_own_limit():
         assert not supervisor._fits(most, more, most)
 
 
+@pytest.mark.safety("A10")
+def test_only_what_would_be_too_much_is_named():
+    bed = Bed(FREE).armed()
+    bed.s.session = Dose(30 * MINUTE - 500 * MS, 3_600_000_000 - 250_000, 180_000 - 24)
+    words = "dose: 180000 pulses in this session; a person must arm again [A10, hard limit]"
+    assert bed.press().reasons == ("refused: " + words, words)
+
+
 # --- restored ---------------------------------------------------------------------------------------------------------------------
 @pytest.mark.safety("A9", "F8")
 def test_the_last_of_the_restored_trains_began_the_refractory_time():
