@@ -418,6 +418,8 @@ def test_a_request_within_the_lease_leaves_and_not_after():
         bed = Bed().armed()
         bed.now += LEASE_NS + late_ns
         assert bed.request().delivered is not bool(late_ns)
+        assert bed.last.refused == late_ns
+    assert bed.last.reasons == ("refused: the loop gave no proof of life with data [E4]",)
 
 
 @pytest.mark.safety("C7")
@@ -523,6 +525,47 @@ def test_the_warning_comes_no_later_than_after_nine_tenths():
     assert bed.last.wake_ns == bed.now + 900 * MS
     bed.now += 900 * MS
     assert bed.do(Kind.TICK).reasons == ("arming expires in 0 s unless a person acts [B4]",)
+
+
+@pytest.mark.safety("B3")
+def test_a_bed_for_the_button_alone_misses_no_loop():
+    bed = idle()
+    bed.arm(automatic=False)
+    assert (bed.s.state, bed.s.reason) == (SafetyState.ARMED, "armed for the button only")
+
+
+@pytest.mark.safety("B5")
+def test_clearing_a_fault_is_a_persons_act():
+    bed = idle()
+    bed.do(Kind.DEVICE_FAULT, text="port lost")
+    bed.now += S
+    bed.do(Kind.CLEAR, text="cable")
+    assert bed.s.person_ns == bed.now
+
+
+@pytest.mark.safety("A10", "B2")
+def test_only_an_armed_bed_can_be_locked_out():
+    """A person's press locks out a bed for the button too; what is asked for from elsewhere is refused and changes no state."""
+    full = Dose(0, 0, 180_000)
+    for automatic in (True, False):
+        bed = idle()
+        bed.arm(automatic=automatic)
+        bed.s.session = full
+        assert (bed.press().state, bed.last.output) == (SafetyState.LOCKOUT, Output.DISARM)
+    for bed, state in ((idle(), SafetyState.IDLE), (running(after_ns=70 * MS), SafetyState.STIMULATING)):
+        bed.s.session = full
+        verdict = bed.press()
+        assert "in this session; a person must arm again" in verdict.reasons[0]
+        assert (verdict.state, verdict.output, bed.s.lockout, verdict.refused) == (state, Output.NONE, "", -1)
+
+
+@pytest.mark.safety("C3")
+def test_an_open_button_is_never_stuck():
+    bed = idle()
+    for number in range(1, 9):
+        bed.now += S
+        assert bed.do(Kind.BUTTON, number=number, issued_ns=bed.now).reasons == ()
+    assert bed.s.button_stuck is False
 
 
 @pytest.mark.safety("B4")
@@ -666,6 +709,18 @@ def test_data_that_turn_stale_while_nothing_is_given_are_told():
         bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now + ahead_ns)
         assert bed.s.data_ok is fresh
     assert bed.last.reasons == ("data stale: newest sample is -250 ms old (at most 100)",)
+
+
+@pytest.mark.safety("A9")
+def test_what_a_muscle_showed_in_another_spasm_is_no_rise():
+    bed = Bed(FREE).armed()
+    for level in (1000, 1000, 2000):  # once, so far
+        assert bed.request(event_id=1, level=level).delivered
+        bed.run(630 * MS)
+    assert bed.s.event_rises == 1
+    bed.run(2 * S)
+    assert bed.request(event_id=2, level=9000).delivered
+    assert (bed.s.event_rises, bed.s.event_level) == (0, 0)
 
 
 # --- slots of a train -------------------------------------------------------------------------------------------------------------
