@@ -477,6 +477,45 @@ def test_a_train_of_nothing_has_no_dose_that_could_be_too_much():
     assert bed.press(current_ua=-500).reasons == ("refused: current -500 uA is not above 0 and at most 20000 uA [A1, prescription]",)
 
 
+@pytest.mark.safety("A9", "A10")
+def test_less_than_nothing_gives_no_dose_back():
+    bed = Bed(FREE).armed()
+    bed.s.session = Dose(30 * MINUTE + 1, 3_600_000_001, 0)
+    words = bed.press(duration_us=-5, current_ua=-500).reasons[0]
+    assert "dose: 30 min of stimulation in this session" in words
+    assert "dose: 3600 mC in this session" in words
+
+
+@pytest.mark.safety("C5", "A9")
+def test_a_persons_event_is_nobody_elses():
+    for first, second in (("request", "press"), ("press", "request")):
+        bed = Bed().armed()
+        assert getattr(bed, first)(event_id=5).delivered
+        bed.run(640 * MS)
+        assert getattr(bed, second)(event_id=5).reasons == ("refused: refractory: 140 of 3000 ms since the last event [A9, prescription]",)
+
+
+@pytest.mark.safety("B4")
+def test_what_the_loop_does_puts_no_expiry_off():
+    bed = Bed().armed()
+    armed = bed.now
+    for minute in (20, 28):
+        bed.skip(armed + minute * MINUTE - bed.now)
+        assert bed.request().delivered
+        bed.run(S)
+        assert bed.s.person_ns == armed
+    assert bed.s.warned
+    bed.now = armed + 30 * MINUTE + 1
+    assert bed.do(Kind.TICK).output is Output.DISARM
+
+
+@pytest.mark.safety("A10", "B3")
+def test_a_bed_without_room_names_the_first_limit():
+    bed = idle()
+    bed.s.session = Dose(30 * MINUTE, 3_600_000_000, 180_000)
+    assert bed.arm().reasons == ("refused: dose: 30 min of stimulation in this session; a person must arm again [A10, hard limit]",)
+
+
 @pytest.mark.safety("A8")
 def test_the_shortest_train_is_one_pulse():
     bed = Bed(FREE).armed()
