@@ -195,8 +195,6 @@ def pulse(w: Witness, event: Event, v: Any, p: Prescription) -> tuple[Witness, s
         return w, "a pulse before the last was answered"
     if v.current_ua != TRAIN.current_ua:
         return w, f"a pulse of {v.current_ua} uA"
-    if w.person_age > p.arming_expires_ns:
-        return w, "a pulse after arming expired"
     if 0 <= w.pulse_age < TICK:
         return w, "two pulses at once"
     if began:
@@ -208,6 +206,8 @@ def pulse(w: Witness, event: Event, v: Any, p: Prescription) -> tuple[Witness, s
             return w, "asked for before the stop"
         if not w.recorder:
             return w, "a train that is not recorded"
+        if w.person_age > p.arming_expires_ns:
+            return w, "a train after arming expired"
         if 0 <= w.ended_age < (100 * MS if same else p.refractory_ns):
             return w, "too soon after the last train"
         if same and w.event_on + TRAIN.duration_us * 1000 > p.max_event_ns:
@@ -240,7 +240,7 @@ def pulse(w: Witness, event: Event, v: Any, p: Prescription) -> tuple[Witness, s
 
 # --- states that are equal --------------------------------------------------------------------------------------------------------
 DROPPED = {  # totals, words, and what follows from the rest
-    "prescription", "reason", "identity", "pulses_total", "charge_total_nc", "on_time_total_ns", "withheld_total", "late_total", "day",
+    "prescription", "reason", "pulses_total", "charge_total_nc", "on_time_total_ns", "withheld_total", "late_total", "day",
     "session", "minutes", "last_train", "lawful_ua", "_said", "_refused", "_ended", "train_charge_nc", "train_pulses", "n_pulses",
     "current_ua", "duration_us", "train", "last_number", "lockout", "new_event", "most_session", "most_day",
 }  # fmt: skip
@@ -306,7 +306,8 @@ class Model:
     name: str
     events: dict[str, Callable[[Supervisor, int], tuple[Event, ...]]]
     prescription: Prescription = RX
-    armed: bool = False
+    found: bool = False  # it begins with a stimulator
+    armed: bool = False  # or armed
     window: int = 0  # how far back trains matter
     constants: dict[str, int] = field(default_factory=dict)
     prompt: bool = False  # every pulse is answered at once
@@ -384,22 +385,28 @@ PEOPLE = {
     "armed": one(Kind.ARMED),
     "disarm": one(Kind.DISARM, text="x"),
     "stop": one(Kind.STOP, text="x"),
-    "clear": one(Kind.CLEAR, text="x"),
-    "clear without words": one(Kind.CLEAR),
     "trigger": trigger,
     "late trigger": lambda s, now: trigger(s, now, 2 * TICK),
     "trigger again": pressed_twice,
+    "ack": one(Kind.ACK),
+    "recorder fails": one(Kind.RECORDER),
+    "recorder works": one(Kind.RECORDER, ok=True),
+    "bad input": one(Kind.BAD_INPUT, text="x"),
 }
 MACHINES = {
     "ready": one(Kind.READY, ok=True, text="box"),
     "not there": one(Kind.READY, text="none"),
-    "ack": one(Kind.ACK),
+    "another": one(Kind.READY, ok=True, text="another box"),
     "device fault": one(Kind.DEVICE_FAULT, text="x"),
     "self fault": one(Kind.SELF_FAULT, text="x"),
     "daemon lost": one(Kind.DAEMON_LOST),
-    "recorder fails": one(Kind.RECORDER),
-    "recorder works": one(Kind.RECORDER, ok=True),
-    "bad input": one(Kind.BAD_INPUT, text="x"),
+    "clear": one(Kind.CLEAR, text="x"),
+    "clear without words": one(Kind.CLEAR),
+    "all steps": all_steps,
+    "trigger": trigger,
+    "ack": one(Kind.ACK),
+    "armed": one(Kind.ARMED),
+    "stop": one(Kind.STOP, text="x"),
 }
 LOOP = {
     "beat": beat(True),
@@ -413,9 +420,10 @@ LOOP = {
     "ask too much": ask(2, current_ua=1_000),
 }
 AT_BED = {"ack": one(Kind.ACK), "stop": PEOPLE["stop"], "disarm": PEOPLE["disarm"], "all steps": all_steps}
-DOSE_MINUTE = 700 * MS  # the model's
+DOSE_MINUTE = 400 * MS  # the model's
 MODELS = (
-    Model("people and machines", PEOPLE | MACHINES),
+    Model("people", PEOPLE, found=True),
+    Model("machines", MACHINES),
     Model("loop", LOOP | AT_BED | {"trigger": trigger, "device fault": MACHINES["device fault"], "recover": recover}, armed=True),
     Model(
         "button",
@@ -432,7 +440,7 @@ MODELS = (
     Model(
         "dose",
         {"trigger": trigger, "cut short": cut_short},
-        replace(RX, max_on_time_60s_ns=250 * MS, max_duty_5min_ns=400 * MS, arming_expires_ns=100 * S),
+        replace(RX, max_on_time_60s_ns=150 * MS, max_duty_5min_ns=350 * MS, arming_expires_ns=100 * S),
         armed=True,
         window=5 * DOSE_MINUTE,
         constants={"MINUTE": DOSE_MINUTE},
@@ -461,6 +469,8 @@ def begin(model: Model, kind: type[Supervisor]) -> tuple[Supervisor, Witness, in
     """The first state."""
     NUMBER[model.prescription] = model.prescription.number
     s, w, now = kind(model.prescription), Witness(), START
+    if model.found:
+        w, _ = do(s, w, Event(Kind.READY, now, ok=True, text="box"), model.prescription)
     if model.armed:
         ready, joined = Event(Kind.READY, now, ok=True, text="box"), Event(Kind.LOOP_JOINED, now)
         for event in (ready, joined, Event(Kind.HEARTBEAT, now, now, now, ok=True), *all_steps(s, now)):
@@ -598,7 +608,7 @@ PLANTED: dict[str, tuple[str, type[Supervisor]]] = {
     "dose window a tick short": ("dose", ShortWindow),
     "train goes on without the loop": ("loop", NoLease),
     "no rest between events": ("loop", Impatient),
-    "faults can always be cleared": ("people and machines", Healing),
+    "faults can always be cleared": ("machines", Healing),
     "pulses without answers": ("loop", Deaf),
 }
 
