@@ -3,6 +3,7 @@
 `python -m bench.mutants` shows that each line of both modules matters to some test; what no other test minded is here.
 """
 
+import hashlib
 from dataclasses import FrozenInstanceError, fields, replace
 from itertools import pairwise
 
@@ -215,6 +216,11 @@ def test_figures_of_a_train_stay_whole_where_its_period_is_none():
     assert n_pulses(t, 133_333) == 5
     assert type(soft_start(t, S, 500)) is int
     assert pulse_current(replace(t, ramp_up_us=99_999), 0, 30_000, 500_000, 1) == 10_000
+
+
+@pytest.mark.safety("B3")
+def test_a_prescription_is_named_by_48_bits_of_all_of_it():
+    assert RX.number == int.from_bytes(hashlib.sha256(repr(RX).encode()).digest()[:6], "big")
 
 
 def test_a_view_without_trains_in_words():
