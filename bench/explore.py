@@ -37,7 +37,7 @@ DEVICE = Device("model", 1, 100_000, 500, 10, 4_000, 500_000)
 TRAIN = Train("t", 1, 500, 500, 100, 20_000, 100_000, 0, 0)  # two pulses of one step, a tick apart
 RX = Prescription(
     (TRAIN,), 0, DEVICE, 2_500, 20_000, 10_000, 20 * MS, 80 * MS, 200 * MS, 150 * MS, 400 * MS, 500 * MS, 10**12, 10**12,
-    10**9, 10**9, 10**12, 10**12, 10**6, 10**6, 400 * MS, 100 * MS, 50 * MS,
+    10**9, 10**9, 10**12, 10**12, 10**6, 10**6, 200 * MS, 100 * MS, 50 * MS,
 )  # fmt: skip
 SCALED: dict[str, int] = {
     "LEASE_NS": 2 * TICK,
@@ -45,7 +45,7 @@ SCALED: dict[str, int] = {
     "CONTINUE_NS": 2 * TICK,
     "OFFER_NS": 2 * TICK,
     "AUDIT_NS": 2 * TICK,
-    "FAULTS_NS": 3 * TICK,
+    "FAULTS_NS": 2 * TICK,
     "STUCK_NS": 2 * TICK,
     "BUTTON_LOST_NS": 3 * TICK,
     "BEAT_DUE_NS": TICK,
@@ -105,15 +105,15 @@ class Witness(NamedTuple):
 
 def older(w: Witness, ns: int, window: int) -> Witness:
     """Time passes; what is older than every rule looks is forgotten."""
-    cap = {"offer_age": 200 * MS, "beat_age": 200 * MS, "pulse_age": 150 * MS, "person_age": 500 * MS, "stop_age": 150 * MS,
-           "ended_age": 700 * MS, "train_age": 10**9}  # fmt: skip
+    cap = {"offer_age": 200 * MS, "beat_age": 200 * MS, "pulse_age": 150 * MS, "person_age": 250 * MS, "stop_age": 150 * MS,
+           "ended_age": 250 * MS, "train_age": 10**9}  # fmt: skip
     ages = {name: min(age + ns, most) for name, most in cap.items() if (age := getattr(w, name)) >= 0}
     if w.button_age >= 0:
         lost = w.button_age + ns > code.BUTTON_LOST_NS  # nobody knows any more how it stands
         ages |= {"button_age": -1 if lost else w.button_age + ns}
         w = w._replace(closed=w.closed and not lost)
     trains = tuple((start + ns, end + ns) for start, end in w.trains if end + ns <= window)
-    return w._replace(**ages, trains=trains, fault_ages=tuple(age + ns for age in w.fault_ages if age + ns <= 3 * TICK))
+    return w._replace(**ages, trains=trains, fault_ages=tuple(age + ns for age in w.fault_ages if age + ns <= 2 * TICK))
 
 
 def watch(w: Witness, event: Event, v: Any, p: Prescription, before: SafetyState) -> tuple[Witness, str]:
@@ -245,9 +245,9 @@ DROPPED = {  # totals, words, and what follows from the rest
     "current_ua", "duration_us", "train", "last_number", "lockout", "new_event", "most_session", "most_day",
 }  # fmt: skip
 AGES: dict[str, int] = {  # times, and the age beyond which nobody looks
-    "person_ns": 450 * MS, "armed_ns": 0, "offer_ns": 150 * MS, "arming_ns": 150 * MS, "stop_ns": 150 * MS, "heartbeat_ns": 250 * MS,
+    "person_ns": 250 * MS, "armed_ns": 0, "offer_ns": 150 * MS, "arming_ns": 150 * MS, "stop_ns": 150 * MS, "heartbeat_ns": 250 * MS,
     "button_ns": 200 * MS, "button_edge_ns": 150 * MS, "train_start_ns": 10**9, "pulse_due_ns": 10**9, "last_pulse_ns": 100 * MS,
-    "last_done_ns": 10 * MS, "event_end_ns": 700 * MS,
+    "last_done_ns": 10 * MS, "event_end_ns": 250 * MS,
 }  # fmt: skip
 ONLY_IF: dict[str, Callable[[Supervisor], bool]] = {  # no rule looks at it otherwise
     "train_start_ns": lambda s: s.state is SafetyState.STIMULATING,
@@ -277,7 +277,7 @@ def key(s: Supervisor, w: Witness, now: int, window: int) -> tuple[Any, ...]:
         elif name in AGES:
             value = min(now - value, AGES[name]) if value else None
         elif name in ("faults", "pauses"):
-            value = tuple(now - t for t in value if now - t <= 4 * TICK)
+            value = tuple(now - t for t in value if now - t <= (2 if name == "faults" else 4) * TICK)
         elif name == "late":
             value = now - value[-1] if value else None
         elif name == "trains":
@@ -614,7 +614,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 = done, 1 = something is wrong, or a goal was missed and --gate given."""
     parser = argparse.ArgumentParser(prog="bench.explore", description="every state of the shipped supervisor, and what must hold in each")
     parser.add_argument("--quick", action="store_true", help="at most 3,000 states a model")
-    parser.add_argument("--most", type=int, default=2_000_000, metavar="N", help="states of a model at most")
+    parser.add_argument("--most", type=int, default=300_000, metavar="N", help="states of a model at most")
     parser.add_argument("--model", choices=[m.name for m in MODELS], help="this one alone")
     parser.add_argument("--plant", choices=list(PLANTED), help="with a fault that must be found")
     parser.add_argument("--seed", type=int, default=0, help="for likeness with the other benches: nothing is drawn here")

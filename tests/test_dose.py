@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from controller.limits import HARD, MINUTE, MS, S
 from controller.supervisor import Dose, Kind, Output, SafetyState, Supervisor
-from tests.bed import RX, TRAIN, Bed
-from tests.rig import NO_HISTORY
+from tests.bed import NO_HISTORY, RX, TRAIN, Bed
 
 FLAT = replace(TRAIN, ramp_up_us=0, taper_us=0)
 FREE = replace(RX, trains=(FLAT,), max_on_time_60s_ns=20 * S, max_duty_5min_ns=75 * S, refractory_ns=S)
