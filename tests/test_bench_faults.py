@@ -56,7 +56,9 @@ def test_pulses_that_follow_too_soon_or_heat_too_much_are_named():
 
 
 def test_a_train_that_goes_on_too_long_or_makes_up_for_what_it_missed_is_named():
-    assert names(pulses.wrong_trains(pulses.trains(slots(27), LIMITS), LIMITS)) == ["train length"]
+    assert names(pulses.wrong_trains(pulses.trains(slots(26), LIMITS), LIMITS)) == ["train length"]
+    assert pulses.wrong_trains(pulses.trains([*slots(24), 560 * MS], LIMITS), LIMITS) == []  # a box that was slow with the last one
+    assert names(pulses.wrong_trains(pulses.trains([*slots(24), 560 * MS, 600 * MS], LIMITS), LIMITS)) == ["train length"]
     stalled = slots(5) + slots(10, 300 * MS)  # the rest in its own slots
     assert pulses.wrong_trains(pulses.trains(stalled, LIMITS), LIMITS) == []
     assert len(pulses.trains(stalled, LIMITS)) == 1
