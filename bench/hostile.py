@@ -268,6 +268,9 @@ def train(bed: Bed, by: str, at_ease: int, message: Step, percent: int) -> Itera
 def volley(bed: Bed, messages: Sequence[Step]) -> Iterator[None]:
     """Messages one after the other, or at once."""
     for gap_ns, *message in messages:
+        if message[0] == "ready":
+            yield from ready(bed, message[1])
+            continue
         send(bed, *message)
         if gap_ns >= 0:
             bed.to(bed.now_ns + gap_ns)
@@ -436,46 +439,75 @@ ARM_TWISTS = [
     *[("automatic", "set", value) for value in (False, 1, None)],
     *[("authenticated_ns", "add", more) for more in (S + 1, 2 * S, -299 * S, -299 * S - 1, -HOUR)],
 ]
-DOS = of("stop", "disarm", "clear", "offer", "arm", "button", "status", "trigger", "Trigger", "", "trigger ")
 FIELDS = of(*ToGuard._fields[1:])
-request_twist = of(*REQUEST_TWISTS) | st.tuples(FIELDS, st.just("set"), WHOLE)
-press_twist = of(*PRESS_TWISTS) | st.tuples(of("id", "issued_ns", "do", "closed", "train", "current_ua"), st.just("set"), JSON)
-arm_twist = of(*ARM_TWISTS) | st.tuples(
-    of("offer", "prescription_id", "automatic", "authenticated_ns", "electrodes_checked"), st.just("set"), JSON
-)
-one = st.tuples
-percent = of(100, 100, 100, 50, 10)
-requests = st.tuples(st.just("request"), st.integers(0, 2), percent, st.booleans(), one(request_twist))
-presses = st.tuples(st.just("command"), of("patient", "stranger"), of("trigger", "trigger", "button"), one(press_twist))
-stops = of(*[("command", "nurse", do, ()) for do in ("stop", "disarm", "trigger", "trigger", "button", "clear", "offer", "status")])
-replays = of(*[(f"replay {whose}", k) for whose in ("person", "loop") for k in range(4)])
-raw_people = st.tuples(
-    st.just("raw person"),
-    of(
-        *(b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 3000, b'{"do":' * 500, b'{"do":"arm"}', b"1" * 4096),
-        *(b'{"do":"stop","do":"trigger","id":9,"issued_ns":0}', b'{"do":["trigger"]}', b'{"do":"trigger","id":NaN,"issued_ns":1e400}'),
-    )
-    | st.binary(max_size=20),
-)
-raw_loop = st.tuples(
-    st.just("raw loop"), of(b"x", b"\0" * 95, b"\0" * 97, b"\xff" * 96, b"\0" * 96, b"\1" * 300) | st.binary(min_size=1, max_size=8)
-)
-beat_twist = st.tuples(of("issued_ns", "sample_ns", "ok"), st.just("set"), WHOLE) | of(
+RAW_PEOPLE = [
+    *(b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 3000, b'{"do":' * 500, b'{"do":"arm"}', b"1" * 4096, b"stop"),
+    *(b'{"do":"stop","do":"trigger","id":9,"issued_ns":0}', b'{"do":["trigger"]}', b'{"do":"trigger","id":NaN,"issued_ns":1e400}'),
+]
+RAW_LOOP = [b"x", b"\0" * 95, b"\0" * 97, b"\xff" * 96, b"\0" * 96, b"\1" * 300]
+BEAT_TWISTS = [
     *[("issued_ns", "add", more) for more in (-150 * MS, -199 * MS, -LEASE_NS, -201 * MS, -HOUR, 1, HOUR)],
     *[("sample_ns", "add", more) for more in (-19 * MS, -20 * MS, -100 * MS, -250 * MS, 250 * MS, 252 * MS)],
+    *[("sample_ns", "set", 0), ("issued_ns", "set", -(2**63)), ("sample_ns", "set", -(2**63)), ("issued_ns", "set", 2**63 - 1)],
     *[("ok", "set", value) for value in (0, 2, -1)],
+]
+ODD_TWISTS = [
+    (name, "set", value) for name in ("do", "who", "reason", "closed") for value in (None, True, "", "stop", 0, 1.5, [], {}, "\0" * 9)
+]
+DEEDS = ("trigger", "trigger", "button", "trigger", "offer", "status", "clear", "disarm", "stop")
+PEOPLE = ("nurse", "patient", "stranger")
+# by how often they are said, in 32: every message of a volley; the first of a kind is the plainest, to which Hypothesis shrinks
+GROUPS: list[tuple[int, list[Step]]] = [
+    (3, [("request", k, percent, again, ()) for again in (False, True) for percent in (100, 50) for k in range(3)]),
+    (9, [("request", k, 100, again, (twist,)) for twist in REQUEST_TWISTS for again in (False, True) for k in range(3)]),
+    (2, [("command", who, "trigger", ()) for who in PEOPLE]),
+    (5, [("command", who, do, (twist,)) for twist in PRESS_TWISTS for do in ("trigger", "button") for who in PEOPLE]),
+    (3, [("beat", (twist,)) for twist in BEAT_TWISTS]),
+    (2, [(f"replay {whose}", k) for whose in ("loop", "person") for k in range(8)]),
+    (2, [("ready", automatic) for automatic in (True, True, False)]),
+    (1, [("command", who, do, ()) for do in DEEDS for who in PEOPLE]),
+    (1, [("command", who, "arm", (twist,)) for twist in ARM_TWISTS for who in PEOPLE]),
+    (1, [("command", who, do, (twist,)) for twist in ODD_TWISTS for do in DEEDS for who in PEOPLE]),
+    (1, [("raw person", data) for data in RAW_PEOPLE]),
+    (1, [("raw loop", data) for data in RAW_LOOP]),
+    (
+        1,
+        [
+            ("box", more, code, data)
+            for more in (1, 0, 63)
+            for code in (3, 1, 5, 51, 66, 67, 1023)
+            for data in (b"\0\0", b"", b"\x0a\1", b"\7\0")
+        ],
+    ),
+]
+KINDS = [messages for weight, messages in GROUPS for _ in range(weight)]
+GAPS = (0, -1, 0, 0, 1, MS, 7 * MS, 20 * MS)  # ns; -1 = at once with what follows
+
+
+def shots(data: bytes) -> list[Step]:
+    """A volley: three bytes a message. Hypothesis draws and shrinks a long string of bytes a hundred times as fast as a long list."""
+    volley = []
+    for i in range(0, len(data) - 2, 3):
+        messages = KINDS[data[i] // 8]
+        volley.append((GAPS[data[i] % 8], *messages[(data[i + 1] * 256 + data[i + 2]) % len(messages)]))
+    return volley
+
+
+one = st.tuples
+percent = of(100, 100, 100, 50, 10)
+request_twist = of(*REQUEST_TWISTS) | st.tuples(FIELDS, st.just("set"), WHOLE)
+press_twist = of(*PRESS_TWISTS) | st.tuples(of("id", "issued_ns", "do", "closed", "train", "current_ua"), st.just("set"), JSON)
+arm_twist = st.tuples(of("offer", "prescription_id", "automatic", "authenticated_ns", "electrodes_checked"), st.just("set"), JSON)
+rare = st.one_of(
+    st.tuples(st.just("request"), st.integers(0, 2), percent, st.booleans(), one(request_twist)),
+    st.tuples(st.just("command"), of(*PEOPLE), of("trigger", "button"), one(press_twist)),
+    st.tuples(st.just("command"), of(*PEOPLE), st.just("arm"), one(arm_twist)),
+    st.tuples(st.just("beat"), one(st.tuples(of("issued_ns", "sample_ns", "ok"), st.just("set"), WHOLE))),
+    st.tuples(st.just("raw person"), st.binary(max_size=20)),
+    st.tuples(st.just("raw loop"), st.binary(min_size=1, max_size=8) | st.binary(min_size=96, max_size=96)),
+    st.tuples(st.just("raw box"), st.binary(max_size=12)),
 )
-beats = st.tuples(st.just("beat"), one(beat_twist))
-boxes = st.tuples(
-    st.just("box"), of(0, 0, 1, -1, 63), of(1, 3, 3, 5, 51, 66, 67, 1023), of(b"\0\0", b"\0", b"", b"\x0a\1", b"\7\0", b"\0\0\0")
-) | st.tuples(st.just("raw box"), st.binary(max_size=12))
-arms = st.tuples(st.just("command"), of("nurse", "stranger"), of("arm", "arm", "offer"), one(arm_twist))
-odd = st.tuples(
-    st.just("command"), of("nurse", "patient", "stranger"), DOS, one(st.tuples(of("do", "who", "reason", "closed"), st.just("set"), JSON))
-)
-message = st.one_of(requests, requests, requests, presses, presses, stops, replays, raw_people, raw_loop, beats, beats, boxes, arms, odd)
-gap = of(-1, -1, 0, 0, 0, 1, MS, 7 * MS, 20 * MS)
-shot = st.tuples(gap, message).map(lambda it: (it[0], *it[1]))
+shot = st.tuples(of(*GAPS), rare).map(lambda it: (it[0], *it[1]))
 TIMES = of(
     0,
     1,
@@ -544,8 +576,9 @@ step = st.one_of(
     st.tuples(st.just("train"), st.just("person"), st.just(1), of(("trigger", ()), ("button", ())), of(100, 100, 40)),
     st.tuples(st.just("train"), of("loop", "again"), of(1, 0), st.tuples(st.integers(0, 2), percent, one(request_twist)), of(0, 30, 110)),
     st.tuples(st.just("train"), st.just("person"), of(1, 0), st.tuples(of("trigger", "button"), one(press_twist)), of(0, 30, 110)),
-    st.tuples(st.just("volley"), st.lists(shot, min_size=8, max_size=30)),
-    st.tuples(st.just("volley"), st.lists(shot, min_size=8, max_size=30)),
+    st.tuples(st.just("volley"), st.binary(min_size=90, max_size=400).map(shots)),
+    st.tuples(st.just("volley"), st.binary(min_size=90, max_size=400).map(shots)),
+    st.tuples(st.just("volley"), st.binary(min_size=90, max_size=400).map(shots)),
     st.tuples(st.just("volley"), st.lists(shot, min_size=1, max_size=3)),
     st.tuples(st.just("wait"), of("live", "silent", "still"), TIMES),
     st.tuples(st.just("edge"), WINDOWS, st.booleans(), st.booleans(), of(-MS, -1, 0, 1), of("loop", "person", "person")),

@@ -607,6 +607,7 @@ class Bed:
             if end:
                 end.close()
         self.loop = self.next_loop = None
+        self.disk_due_ns = 0
         self.unplug()
         g.ring.close()
         self.ring.close()

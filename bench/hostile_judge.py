@@ -130,7 +130,8 @@ class Given:
     pulses: int = 0
     charge_nc: float = 0.0
     over_ns: int = 0  # when it was called over; 0 = not yet
-    row: int = 0  # in which row of guard that was
+    told: bool = False  # guard has said so
+    row: int = 0  # in which row
 
     @property
     def end_ns(self) -> int:
@@ -185,8 +186,8 @@ class Judge:
         self.first_ns: dict[int, int] = {}
         self.last_ua: dict[int, int] = {}
         self.rows = self.durable = 0
-        if self.given and not self.given[-1].over_ns:
-            self.given[-1].over_ns = self.now_ns  # whoever ran it is gone
+        if self.given and not self.given[-1].told:  # whoever ran it is gone
+            self.given[-1].over_ns, self.given[-1].told = self.given[-1].over_ns or self.now_ns, True
             self.close(self.given[-1])
         for train in self.given[-4:]:
             train.row = 0
@@ -297,6 +298,8 @@ class Judge:
     def box_stops(self) -> None:
         """The box was told to stop."""
         self.off()
+        if self.given and not self.given[-1].over_ns:
+            self.given[-1].over_ns = self.now_ns
 
     def box_answers(self, number: int) -> None:
         """Its answer to a pulse reached the driver."""
@@ -457,9 +460,9 @@ class Judge:
     def over(self, said: dict[str, Any]) -> None:
         """Guard calls its train over, and tells the journal of it: as much as was given, at least."""
         train = self.given[-1] if self.given else None
-        if not train or train.over_ns:
+        if not train or train.told:
             return  # its first pulse never left
-        train.over_ns, train.row = self.now_ns, self.rows
+        train.over_ns, train.row, train.told = train.over_ns or self.now_ns, self.rows, True
         if said["pulses"] < train.pulses or said["end_ns"] - said["start_ns"] < train.end_ns - train.start_ns:
             self.say(f"the journal is told of {said}, but given were {train.pulses} pulses in {train.end_ns - train.start_ns} ns")
         if said["charge_nc"] < train.charge_nc - train.pulses:  # whole nC a pulse
