@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from drivers.base import PulseTrain
 
-BEAT_NS = 25 * MS
+BEAT_NS = 28 * MS
 RING_BYTES = 1 << 18
 START_NS = 1000 * S
 RESTART_NS, REBOOT_NS = 300 * MS, 6 * S

@@ -363,11 +363,11 @@ class Judge:
             self.say(f"channel {channel}, {width_us} us: not the train's")
         most_ua = min(ask.current_ua, t["current_ua"], self.view["max_current_ua"], CURRENT_UA)
         soft = t["current_ua"] * SOFT_PERCENT_PER_S * (now - self.first_ns.get(ask.train, now)) // (100 * S)
-        ramps = [most_ua, soft]
+        ramps = [most_ua, soft]  # ramp and taper are comfort, no limits: a step more is none of our business
         if t["ramp_up_us"]:
-            ramps.append(ask.current_ua * (slot_ns + train.period_ns) // (t["ramp_up_us"] * 1000))
+            ramps.append(STEP_UA + ask.current_ua * (slot_ns + train.period_ns) // (t["ramp_up_us"] * 1000))
         if t["taper_us"]:
-            ramps.append(ask.current_ua * (ask.duration_us * 1000 - slot_ns) // (t["taper_us"] * 1000))
+            ramps.append(STEP_UA + ask.current_ua * (ask.duration_us * 1000 - slot_ns) // (t["taper_us"] * 1000))
         if current_ua > max(min(ramps), STEP_UA) or current_ua > most_ua:
             self.say(f"{current_ua} uA, at most {min(ramps)} are allowed (asked, soft start, ramp, taper: {ramps})")
         if not WIDTH_US[0] <= width_us <= WIDTH_US[1]:
