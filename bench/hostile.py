@@ -55,7 +55,7 @@ def random_prescription(dice: random.Random) -> dict[str, Any]:
             "ramp_up_us": ramp_ms * 1000,
             "taper_us": dice.choice((0, 0, duration_ms // 5, duration_ms - ramp_ms)) * 1000,
         }
-    tight = dice.random() < 0.6  # windows that a few trains fill
+    tight = dice.random() < 0.45  # windows that a few trains fill
     long_tight = dice.random() < 0.2  # session and day too
     longest = max(t["duration_us"] * 1000 for t in trains.values())
     view = {
