@@ -42,7 +42,8 @@ def check(s, now, verdict):
     """What holds after every event."""
     assert all(isinstance(getattr(s, name), kind) for name, kind in TYPES.items())
     assert [type(value) for value in verdict] == [bool, SafetyState, bool, tuple, Output, int, int, int, int, int]
-    assert verdict.delivered is (verdict.output is Output.PULSE) is (verdict.current_ua > 0)
+    assert verdict.delivered is (verdict.output is Output.PULSE) is (verdict.current_ua != 0)
+    assert verdict.current_ua >= 0
     assert not verdict.delivered or verdict.state is SafetyState.STIMULATING
     assert verdict.wake_ns == 0 or verdict.wake_ns > now  # else guard would turn in a circle
 

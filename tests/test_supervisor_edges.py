@@ -418,6 +418,8 @@ def test_a_request_within_the_lease_leaves_and_not_after():
         bed = Bed().armed()
         bed.now += LEASE_NS + late_ns
         assert bed.request().delivered is not bool(late_ns)
+        assert bed.last.refused == late_ns
+    assert bed.last.reasons == ("refused: the loop gave no proof of life with data [E4]",)
 
 
 @pytest.mark.safety("C7")
@@ -504,12 +506,75 @@ def test_a_stimulator_that_confirms_before_the_arming_is_on_the_disk_is_stopped(
     assert (bed.s.audited, bed.s.arming_ns) == (False, 0)
 
 
+@pytest.mark.safety("B3", "C2")
+@pytest.mark.parametrize("kind", [Kind.STOP, Kind.DISARM, Kind.DEVICE_FAULT, Kind.DAEMON_LOST])
+def test_an_arming_under_way_in_lockout_is_taken_back_too(kind):
+    bed = Bed(replace(RX, max_auto_events_1h=0)).armed()
+    assert bed.request().state is SafetyState.LOCKOUT
+    bed.do(Kind.OFFER, number=7)
+    assert not bed.do(Kind.ARM, issued_ns=bed.now, number=7, event_id=bed.s.prescription.number).refused
+    bed.do(kind, text="x")
+    assert (bed.s.arming_ns, bed.s.offer, bed.s.audited) == (0, 0, False)
+    assert bed.do(Kind.AUDITED).output is Output.NONE
+    assert bed.do(Kind.ARMED).output is Output.STOP
+
+
 @pytest.mark.safety("B4")
 def test_the_warning_comes_no_later_than_after_nine_tenths():
     bed = Bed(replace(RX, arming_expires_ns=S + 1)).armed()
     assert bed.last.wake_ns == bed.now + 900 * MS
     bed.now += 900 * MS
     assert bed.do(Kind.TICK).reasons == ("arming expires in 0 s unless a person acts [B4]",)
+
+
+@pytest.mark.safety("B3")
+def test_a_bed_for_the_button_alone_misses_no_loop():
+    bed = idle()
+    bed.arm(automatic=False)
+    assert (bed.s.state, bed.s.reason) == (SafetyState.ARMED, "armed for the button only")
+
+
+@pytest.mark.safety("B5")
+def test_clearing_a_fault_is_a_persons_act():
+    bed = idle()
+    bed.do(Kind.DEVICE_FAULT, text="port lost")
+    bed.now += S
+    bed.do(Kind.CLEAR, text="cable")
+    assert bed.s.person_ns == bed.now
+
+
+@pytest.mark.safety("A10", "B2")
+def test_only_an_armed_bed_can_be_locked_out():
+    """A person's press locks out a bed for the button too; what is asked for from elsewhere is refused and changes no state."""
+    full = Dose(0, 0, 180_000)
+    for automatic in (True, False):
+        bed = idle()
+        bed.arm(automatic=automatic)
+        bed.s.session = full
+        assert (bed.press().state, bed.last.output) == (SafetyState.LOCKOUT, Output.DISARM)
+    for bed, state in ((idle(), SafetyState.IDLE), (running(after_ns=70 * MS), SafetyState.STIMULATING)):
+        bed.s.session = full
+        verdict = bed.press()
+        assert "in this session; a person must arm again" in verdict.reasons[0]
+        assert (verdict.state, verdict.output, bed.s.lockout, verdict.refused) == (state, Output.NONE, "", -1)
+
+
+@pytest.mark.safety("C3")
+def test_an_open_button_is_never_stuck():
+    bed = idle()
+    for number in range(1, 9):
+        bed.now += S
+        assert bed.do(Kind.BUTTON, number=number, issued_ns=bed.now).reasons == ()
+    assert bed.s.button_stuck is False
+
+
+@pytest.mark.safety("B4")
+def test_arming_anew_warns_anew():
+    bed = Bed().armed()
+    bed.now += 28 * MINUTE
+    assert "arming expires" in bed.do(Kind.TICK).reasons[0]
+    bed.arm(automatic=False)
+    assert bed.last.wake_ns == bed.now + 27 * MINUTE
 
 
 @pytest.mark.safety("C3")
@@ -531,6 +596,55 @@ def test_losing_the_button_ends_a_train_in_these_words():
     bed.s.heartbeat_ns = bed.now
     words = "the button is lost: nothing heard of it for 2 s [C4]"
     assert bed.do(Kind.TICK).reasons == (words, "disarmed: " + words)
+
+
+@pytest.mark.safety("B3")
+def test_no_offer_is_no_offer_of_the_number_zero():
+    bed = idle()
+    bed.do(Kind.OFFER, number=7)
+    bed.do(Kind.DISARM, text="x")
+    verdict = bed.do(Kind.ARM, issued_ns=bed.now, number=0, event_id=RX.number)
+    assert verdict.reasons == ("refused: arming takes two steps within 60 s: look at what is offered, then arm [B3]",)
+
+
+@pytest.mark.safety("B5")
+def test_a_fault_stays_even_when_the_daemon_is_gone():
+    bed = Bed().armed()
+    bed.do(Kind.DEVICE_FAULT, text="port lost")
+    verdict = bed.do(Kind.DAEMON_LOST, text="daemon gone")
+    assert (verdict.state, verdict.output, verdict.reasons) == (SafetyState.FAULT, Output.STOP, ("daemon gone",))
+    assert bed.s.reason == "fault: port lost"
+
+
+@pytest.mark.safety("B6")
+def test_what_ends_with_guard_anyway_says_nothing_of_three_faults():
+    bed = idle()
+    for kind in (Kind.DEVICE_FAULT, Kind.DEVICE_FAULT, Kind.SELF_FAULT):
+        verdict = bed.do(kind, text="x")
+        bed.do(Kind.CLEAR, text="y")
+        bed.do(Kind.READY, ok=True, text="box 1")
+    assert verdict.reasons == ("fault: x (guard must be started again) [B5]",)
+
+
+@pytest.mark.safety("E1", "E5")
+@pytest.mark.parametrize("kind", [Kind.STOP, Kind.DISARM])
+def test_no_answer_is_awaited_after_the_high_voltage_is_off(kind):
+    bed = Bed().armed()
+    bed.acking = False
+    bed.press()
+    bed.do(kind, text="x")
+    bed.now += ACK_TIMEOUT_NS + 1
+    assert bed.do(Kind.TICK).state is SafetyState.IDLE
+
+
+@pytest.mark.safety("A3", "E2")
+def test_an_answer_that_nobody_waits_for_moves_nothing():
+    bed = Bed(FREE).armed()
+    bed.request()
+    bed.now = bed.s.pulse_due_ns - 1
+    bed.do(Kind.ACK)
+    bed.now += 1
+    assert bed.do(Kind.TICK).delivered
 
 
 # --- the loop's punctuality -------------------------------------------------------------------------------------------------------
@@ -563,6 +677,50 @@ def test_a_pause_that_ends_the_loops_train_in_words():
     words = "the loop was late by 101 ms (at most 100), 3 times in 10 min; a person must arm again [F3]"
     assert (verdict.reasons, verdict.ended, verdict.state) == ((words, "armed for the button only: " + words), 1, SafetyState.ARMED)
     assert bed.s.last_train.end_ns == bed.now
+
+
+@pytest.mark.safety("F3")
+def test_within_a_pause_no_other_begins():
+    bed = Bed().armed()
+    for _ in range(2):
+        bed.now += 200 * MS
+        bed.do(Kind.HEARTBEAT, ok=True)
+        assert (bed.s.paused, len(bed.s.pauses)) == (True, 1)
+    assert bed.last.reasons == ()
+    bed.do(Kind.LOOP_LOST)
+    assert (bed.s.paused, bed.s.automatic, bed.s.loop_joined, bed.s.data_ok) == (False, False, False, False)
+
+
+@pytest.mark.safety("B1", "F2")
+def test_beats_of_a_loop_that_did_not_join_prove_nothing():
+    bed = Bed().armed()
+    bed.do(Kind.LOOP_LOST)
+    bed.do(Kind.HEARTBEAT, ok=True)
+    bed.arm()
+    assert (bed.s.state, bed.s.automatic) == (SafetyState.ARMED, False)
+
+
+@pytest.mark.safety("F1")
+def test_data_that_turn_stale_while_nothing_is_given_are_told():
+    bed = Bed().armed()
+    assert bed.do(Kind.HEARTBEAT, ok=True, sample_ns=0).reasons == ()  # nothing is known of their age
+    assert (bed.s.stale, bed.s.data_ok) == ("", False)
+    for ahead_ns, fresh in ((250 * MS, True), (250 * MS + 1, False)):
+        bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now + ahead_ns)
+        assert bed.s.data_ok is fresh
+    assert bed.last.reasons == ("data stale: newest sample is -250 ms old (at most 100)",)
+
+
+@pytest.mark.safety("A9")
+def test_what_a_muscle_showed_in_another_spasm_is_no_rise():
+    bed = Bed(FREE).armed()
+    for level in (1000, 1000, 2000):  # once, so far
+        assert bed.request(event_id=1, level=level).delivered
+        bed.run(630 * MS)
+    assert bed.s.event_rises == 1
+    bed.run(2 * S)
+    assert bed.request(event_id=2, level=9000).delivered
+    assert (bed.s.event_rises, bed.s.event_level) == (0, 0)
 
 
 # --- slots of a train -------------------------------------------------------------------------------------------------------------
