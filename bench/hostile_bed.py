@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections import Counter, deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -517,16 +517,17 @@ class Bed:
     # --- from one guard to the next --------------------------------------------------------------------------------------------
     def play(self) -> Bed:
         """The whole script."""
-        with played(self):
+        with played(self), closing(self.journal):
             self.start()
             while True:
+                killed = False
                 try:
                     self.guard.run()
                 except Killed:
+                    killed = True
                     self.counts["kills"] += 1
-                    self.drop(killed=True)
-                else:
-                    self.drop(killed=False)
+                finally:
+                    self.drop(killed)
                 if self.finished:
                     break
                 self.counts["restarts"] += 1

@@ -74,7 +74,7 @@ def prescription_faults(view: dict[str, Any], n_channels: int) -> list[str]:
     if type(view.get("electrode_area_mm2")) is not int or view["electrode_area_mm2"] <= 0:
         wrong.append("electrode_area_mm2")
     trains = view.get("trains")
-    if not isinstance(trains, dict) or view.get("manual_train") not in trains:
+    if not isinstance(trains, dict) or view.get("manual_train") not in list(trains):
         return [*wrong, "trains"]
     for name, t in trains.items():
         if not isinstance(t, dict) or any(type(value) is not int for value in t.values()) or len(t) != 8:
