@@ -269,6 +269,27 @@ def test_a_burst_over_the_edge_of_the_window_counts_with_the_part_inside():
         assert bed.press().delivered is leaves
 
 
+@pytest.mark.safety("A9", "A3")
+def test_rests_count_from_the_last_pulse_that_the_box_has_confirmed_if_that_is_later():
+    """Found by `bench.faults`: a frozen box plays the last pulse late."""
+    for event_id, rest_ns, words in ((1, 120 * MS, "look of 120 ms not over"), (2, S, "refractory: 999 of 1000 ms")):
+        bed = Bed(replace(FREE, refractory_ns=S)).armed()
+        bed.request(event_id=1)
+        bed.run(470 * MS)
+        bed.acking = False
+        bed.run(31 * MS)
+        assert bed.s.state is SafetyState.ARMED
+        bed.now += 60 * MS
+        bed.do(Kind.ACK)
+        done = bed.now
+        bed.skip(rest_ns - 1)
+        assert bed.now == done + rest_ns - 1
+        assert words in bed.request(event_id=event_id).reasons[0]
+        bed.now += 1
+        bed.do(Kind.HEARTBEAT, ok=True)
+        assert bed.request(event_id=event_id).delivered
+
+
 @pytest.mark.safety("A9")
 def test_the_windows_in_words():
     bed = Bed(replace(FREE, max_on_time_60s_ns=S - 1, max_duty_5min_ns=S - 1, max_events_10min=1)).armed()
