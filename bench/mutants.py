@@ -170,6 +170,8 @@ def put(module: str, code: CodeType) -> None:
     """Make it the module that everybody imports from now on."""
     import controller
 
+    for name in [name for name in sys.modules if name.startswith("controller.")]:  # `calmloop bench` has some of them already
+        del sys.modules[name]
     spec = importlib.util.find_spec(f"controller.{module}")
     assert spec
     made = importlib.util.module_from_spec(spec)

@@ -827,6 +827,33 @@ def test_the_least_spacing_counts_from_when_the_last_pulse_was_surely_over():
         assert bed.s.withheld_total == late_ns + 1
 
 
+@pytest.mark.safety("A9", "E2")
+def test_the_rest_begins_when_the_last_pulse_was_surely_over():
+    """A train of one pulse that the box plays late: it is over after 20 ms, and answered for after 80."""
+    for early_ns in (0, 1):
+        bed = Bed(FREE).armed()
+        bed.acking = False
+        bed.request(duration_us=20_000)
+        start = bed.now
+        bed.run(30 * MS)
+        assert bed.s.state is SafetyState.ARMED
+        bed.now = start + 80 * MS
+        bed.do(Kind.ACK)
+        bed.do(Kind.HEARTBEAT, ok=True)
+        bed.skip(900 * MS)
+        bed.now = start + 80 * MS + S - early_ns
+        assert bed.request().delivered is not bool(early_ns)
+    assert bed.s.on_time_total_ns == 20 * MS  # it is no longer for that
+
+
+@pytest.mark.safety("C6")
+def test_a_request_within_its_own_train_is_refused_for_that_alone():
+    bed = Bed(FREE).armed()
+    bed.request(event_id=1, level=0)
+    bed.run(70 * MS)
+    assert bed.request(event_id=1, level=0).reasons == ("refused: already stimulating [C6]",)
+
+
 def test_a_train_counts_no_longer_than_was_asked_for():
     bed = Bed(FREE).armed()
     bed.request(duration_us=490_000)
