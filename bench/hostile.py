@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BUDGET = Path(__file__).with_name("budget.toml")
 NUMBERS = [*(f"A{n}" for n in range(1, 13)), "B1", "B2", "B3", "B4", "C2", "C6", "C7", "E1", "E4", "E5"]  # that must have refused
 EXAMPLES = 50  # sequences between two looks at the count
+PHASES = (Phase.generate, Phase.shrink)
 Step = tuple[Any, ...]
 
 
@@ -646,7 +647,7 @@ class Campaign:
             max_examples=EXAMPLES,
             database=None,
             deadline=None,
-            phases=(Phase.generate, Phase.shrink),
+            phases=PHASES,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
@@ -714,10 +715,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     goals = judged(result, args.quick)
     print(
-        f"{result['events']:,} events in {result['sequences']:,} sequences ({result['hostile']:,} deeds and messages of them hostile, seed "
-        f"{args.seed}, {result['seconds']:g} s, {result['cpu_seconds']:g} s of them at work): {result['pulses']:,} pulses in {result['trains']:,} trains were delivered, "
-        f"{result['refused']:,} wishes refused, {result['restarts']:,} restarts ({result['kills']:,} by kill -9); "
-        f"rules broken: {result['broken']}"
+        f"{result['events']:,} events in {result['sequences']:,} sequences, {result['hostile']:,} deeds and messages of them hostile "
+        f"(seed {args.seed}; {result['seconds']:g} s, {result['cpu_seconds']:g} s of a processor)\n"
+        f"{result['pulses']:,} pulses in {result['trains']:,} trains were delivered, {result['refused']:,} wishes refused, "
+        f"{result['restarts']:,} restarts ({result['kills']:,} by kill -9); rules broken: {result['broken']}"
     )
     print("reasons by requirement: " + ", ".join(f"{number} {n:,}" for number, n in result["reasons"].items()))
     for line in (*result["rules_broken"], *result["shortest"]):
