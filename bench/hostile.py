@@ -632,9 +632,9 @@ class Campaign:
         self.broken: list[str] = []
         self.shortest: list[str] = []
 
-    def run(self, n_events: int) -> Campaign:
+    def run(self, least: int, of_what: str = "events") -> Campaign:
         """Batch after batch, each with a seed of its own."""
-        while self.counts["events"] < n_events and not self.broken:
+        while self.counts[of_what] < least and not self.broken:
             self.batch()
             self.seed += 1
         return self
@@ -700,7 +700,9 @@ def judged(result: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 = done, 1 = a goal was missed and --gate given."""
     parser = argparse.ArgumentParser(prog="bench.hostile", description="hostile events against the shipped path, judged by the virtual box")
-    parser.add_argument("--events", type=int, default=1_200_000, metavar="N")
+    parser.add_argument(
+        "--hostile", type=int, default=1_000_000, metavar="N", help="hostile deeds and messages (about five times the events)"
+    )
     parser.add_argument("--quick", action="store_true", help="about 20,000 events")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures and environment")
@@ -708,7 +710,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began, began_cpu = time.perf_counter(), time.process_time()
     pool = prescriptions(6 if args.quick else 60, random.Random(args.seed))
-    campaign = Campaign(pool, args.seed, 12 if args.quick else 30).run(20_000 if args.quick else args.events)
+    campaign = Campaign(pool, args.seed, 12 if args.quick else 30)
+    campaign.run(*(20_000, "events") if args.quick else (args.hostile, "hostile"))
     result = campaign.result() | {
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - began_cpu, 1),

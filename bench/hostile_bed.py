@@ -504,8 +504,11 @@ class Bed:
             return
         try:
             number, command, payload = unwrap(data)
-            if command == LL_CONFIG + 1 and payload[:1] == b"\0":
-                self.judge.box_answers(number)
+            if command == LL_CONFIG + 1 and payload:
+                if payload[0]:
+                    self.judge.box_fails()
+                else:
+                    self.judge.box_answers(number)
         except RefusedError:
             pass
         try:

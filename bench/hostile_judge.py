@@ -30,6 +30,7 @@ LEASE_NS = 200 * MS
 AGE_NS = 250 * MS
 CONTINUES_NS = 500 * MS  # after a look; later it is another event
 OFFER_NS, PRESENCE_NS, AUDIT_NS = 60 * S, 5 * MINUTE, 2 * S
+ANSWER_NS = 100 * MS
 HIDDEN_TRAINS = 1  # not on the disk when another begins: with it, the two that the journal assumes after an unclean end
 MOST = {
     "max_current_ua": CURRENT_UA,
@@ -181,7 +182,7 @@ class Judge:
         self.beat_ok = self.joined = False
         self.data_age_ns = 0
         self.last_number = 0
-        self.unanswered = -1
+        self.unanswered, self.pulse_ns, self.failed = -1, -HOUR, False
         self.epoch += 1
         self.first_ns: dict[int, int] = {}
         self.last_ua: dict[int, int] = {}
@@ -291,6 +292,7 @@ class Judge:
             self.say("armed long after a person asked for it")
         elif self.durable < arming.row:
             self.say("armed before that was on the disk")
+        self.failed = False
         self.armed, self.automatic = True, bool(arming and arming.automatic and self.joined)
         self.armed_ns = self.person_ns = self.now_ns
         self.first_ns, self.last_ua = {}, {}
@@ -302,9 +304,13 @@ class Judge:
             self.given[-1].over_ns = self.now_ns
 
     def box_answers(self, number: int) -> None:
-        """Its answer to a pulse reached the driver."""
-        if number == self.unanswered:
+        """It reached the driver that a pulse is done; late is as good as never."""
+        if number == self.unanswered and self.now_ns - self.pulse_ns <= ANSWER_NS:
             self.unanswered = -1
+
+    def box_fails(self) -> None:
+        """It reached the driver that a pulse went wrong."""
+        self.failed = True
 
     def pulse(self, number: int, channel: int, current_ua: int, width_us: int) -> None:
         """The box took a pulse."""
@@ -316,7 +322,9 @@ class Judge:
             self.say("a pulse without arming, or after a stop")
         if self.unanswered >= 0:
             self.say("a pulse before the last one was answered")
-        self.unanswered = number
+        if self.failed:
+            self.say("a pulse after the box had reported an error")
+        self.unanswered, self.pulse_ns = number, now
         train = self.given[-1] if self.given else None
         if not train or train.over_ns or now >= train.planned_end_ns:
             if not self.ask:
@@ -354,7 +362,7 @@ class Judge:
         t = self.trains_by_index[ask.train]
         train.pulses += 1
         train.last_ns = now
-        train.charge_nc += current_ua * width_us / 1000
+        train.charge_nc += current_ua * width_us / 1000  # a multiple of 1/2: exact
         since = now - train.start_ns
         slot_ns = since // train.period_ns * train.period_ns
         if train.pulses > since // train.period_ns + 1:
@@ -465,7 +473,7 @@ class Judge:
         train.over_ns, train.row, train.told = train.over_ns or self.now_ns, self.rows, True
         if said["pulses"] < train.pulses or said["end_ns"] - said["start_ns"] < train.end_ns - train.start_ns:
             self.say(f"the journal is told of {said}, but given were {train.pulses} pulses in {train.end_ns - train.start_ns} ns")
-        if said["charge_nc"] < train.charge_nc - train.pulses:  # whole nC a pulse
+        if said["charge_nc"] < train.charge_nc:
             self.say(f"the journal is told of {said['charge_nc']} nC, but given were {train.charge_nc}")
         self.close(train)
 

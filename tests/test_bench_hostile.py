@@ -99,9 +99,9 @@ def test_dose_and_rest_hold_over_every_restart(how):
 
 
 def test_goals(monkeypatch, capsys):
-    row = {"events": 10, "pulses": 60_000, "never_refused": ["A1"], "broken": 0}
+    row = {"hostile": 10, "pulses": 60_000, "never_refused": ["A1"], "broken": 0}
     assert {goal["goal"]: goal["met"] for goal in hostile.judged(row, quick=False)} == {
-        "events": False,
+        "hostile": False,
         "pulses": True,
         "never_refused": False,
         "broken": True,
