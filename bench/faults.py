@@ -87,6 +87,7 @@ def plan(seed: int, repeats: int) -> list[Case]:
         for kind in ("kill", "stop")
     ]
     cases += [Case(p, "stall", phase, bed(p, phase), s) for p in PROCESSES for phase in ("armed", "mid-train") for s in STALLS_S]
+    cases += [Case("stimulator", "stall", "last pulse", automatic, 0.08) for automatic in (True, True, False) for _ in range(repeats)]
     cases += [Case("person", "STOP", phase, bed("", phase)) for _ in range(repeats) for phase in PHASES]
     cases += [Case("device", name, "mid-train", False, after=n) for name in FAULTS for n in (int(name in AFTERWARDS), 3, 12, 20)]
     cases += [Case("device", name, "mid-train", True, after=12) for name in FAULTS]
@@ -162,6 +163,8 @@ def into(ward: Ward, phase: str, rng: random.Random) -> threading.Thread | None:
         time.sleep(rng.uniform(0.0, 0.05))
     elif phase == "mid-train":
         begin(ward, rng.randint(2, 20), 1.2)
+    elif phase == "last pulse":  # it waits in a box that stands still, and comes when the train is over for everybody else
+        begin(ward, 24, 1.6)
     elif phase == "look":
         begin(ward, 23, 1.6)
         ward.wait_for(lambda: monotonic_ns() - ward.log.read()[-1]["pulse_ns"] > 35 * MS, 2.0, "end of the train")
@@ -303,11 +306,12 @@ def carry_out(ward: Ward, case: Case, rng: random.Random) -> dict[str, Any]:
     except (UnusableError, messages.NoBedError, demo.DemoError) as error:
         if "struck_ns" not in row:
             raise UnusableError(str(error)) from None
-        row["stuck"] = str(error)  # judged all the same
+        # judged all the same; that guard must be started again after three faults is a rule (B6)
+        row["latched" if "guard must be started again" in str(error) else "stuck"] = str(error)
         row.setdefault("settled_ns", monotonic_ns())
     if person:
         person.join()
-    ward.faults += ward.status().get("state") == "FAULT" or (case.process, case.kind) == ("stimulator", "kill")
+    row["faults"] = ward.faults + (ward.status().get("state") == "FAULT")
     row["end_ns"] = monotonic_ns()
     return row | judged_case(case, row, ward)
 
@@ -354,6 +358,7 @@ def judged_case(case: Case, row: dict[str, Any], ward: Ward) -> dict[str, Any]:
         "resumed": max(0, len(later) - free),
         "trains_begun": sum(struck_ns < train.start_ns <= settled_ns for train in found),
         "wrong": [one for one in mine if one not in held],
+        "pulse_ns": [at_ns for at_ns in times if row["begun_ns"] <= at_ns <= end_ns],
         "held_over": held,
         "events": pulses.n_events(found, limits, 0),
     }
@@ -363,7 +368,7 @@ def judged_case(case: Case, row: dict[str, Any], ward: Ward) -> dict[str, Any]:
 def spent(ward: Ward, row: dict[str, Any]) -> bool:
     """Whether the next case needs a fresh bed."""
     recent = sum(time.monotonic() - at_s < 60.0 for at_s in ward.deaths_s)
-    return "stuck" in row or row["events"] >= MAX_EVENTS or ward.faults >= MAX_FAULTS or recent >= MAX_DEATHS
+    return "stuck" in row or "latched" in row or row["events"] >= MAX_EVENTS or row["faults"] >= MAX_FAULTS or recent >= MAX_DEATHS
 
 
 def granted_twice(rows: Sequence[dict[str, Any]]) -> int:

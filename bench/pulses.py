@@ -34,6 +34,7 @@ MAX_ON_NS, ON_WINDOW_NS = 20 * S, 60 * S
 MAX_DUTY_NS, DUTY_WINDOW_NS = 75 * S, 300 * S
 MAX_EVENTS, EVENTS_WINDOW_NS = 30, 600 * S
 JITTER_NS = 1 * MS  # of the stimulator's own stamps
+BOX_LATE_NS = 100 * MS  # a box that is slower than this to give a pulse is at fault; until then the pulse is late and nobody's mistake
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def wrong_trains(found: Sequence[Train], limits: Limits) -> list[Wrong]:
     wrong = []
     for train in found:
         times = train.pulse_ns
-        if train.last_ns - train.start_ns >= limits.train_ns + JITTER_NS:
+        slots = -(-limits.train_ns // limits.period_ns)
+        if len(times) > slots or train.last_ns - train.start_ns >= limits.train_ns + BOX_LATE_NS:
             wrong.append(Wrong(train.last_ns, "train length", f"{len(times)} pulses over {(train.last_ns - train.start_ns) / MS:.1f} ms"))
         # of slots at equal distances at most one can lie before the first of two pulses: what is missed is not made up for
         lead_ns = [at_ns - i * limits.period_ns for i, at_ns in enumerate(times)]

@@ -228,6 +228,7 @@ def judged(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = [row for row in result["stops"] if row["counts"]]
     values = {
         "stops": float(len(rows)) if not result["quick"] else None,
+        "stops that could not be made": float(max(0, result["wanted"] - len(rows))),
         "receipt to last pulse, max ms": max((row["receipt_to_last_ms"] for row in rows), default=None),
         "pulses later than 50 ms": float(sum(row["late_pulses"] for row in result["stops"])),
         "pulses, trains or dose outside limits": float(len(result["wrong"])),
@@ -288,7 +289,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = args.stops or (QUICK_STOPS if args.quick else STOPS)
     if wanted < 1 or not 1 <= args.beds <= 16:
         parser.error("stops are at least 1, beds 1 to 16")
-    result: dict[str, Any] = {"bench": "stops", "quick": args.quick or args.stops is not None, "seed": args.seed, "clinic": WORDS}
+    result: dict[str, Any] = {
+        "bench": "stops",
+        "quick": args.quick or args.stops is not None,
+        "seed": args.seed,
+        "clinic": WORDS,
+        "wanted": wanted,
+    }
     result |= {"environment": environment(), "load": "none" if args.quiet else LOAD}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began_s, before_ms = time.monotonic(), stolen_ms()

@@ -217,7 +217,8 @@ class Ward:
         raise UnusableError(f"{self.bed}: not armed within {timeout_s:g} s: {answer.get('reasons')}; {self.last_words()}")
 
     def clear(self) -> dict[str, Any]:
-        """Clear a fault."""
+        """Clear a fault; three within ten minutes are too many (B6)."""
+        self.faults += 1
         return messages.ask(self.bed, {"do": "clear", "reason": "bench: cause removed", "who": "bench"})
 
     def disarm(self) -> None:

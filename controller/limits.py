@@ -278,9 +278,9 @@ def pulse_current(t: Train, k: int, current_ua: int, duration_us: int, step_ua: 
     period_us = t.period_ns // 1000
     start_us = k * period_us
     part = current_ua
-    if t.ramp_up_us and start_us + period_us < t.ramp_up_us:
+    if t.ramp_up_us:
         part = min(part, current_ua * (start_us + period_us) // t.ramp_up_us)
-    if t.taper_us and duration_us - start_us < t.taper_us:
+    if t.taper_us:
         part = min(part, current_ua * (duration_us - start_us) // t.taper_us)
     return max(step_ua, part // step_ua * step_ua)
 

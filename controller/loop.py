@@ -284,10 +284,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C goes to everybody; the daemon decides what it means
     realtime.die_with_parent()
     config = settings.load(args.settings)
+    warm_up(config)  # seconds of work, and not with real-time priority: on guard's own CPU it would stall guard by 50 ms a second
     # before the inlets are made, so that LSL's threads inherit the scheduling
     got = realtime.ask(config.realtime.loop_priority, config.realtime.cpus)
     writer = ring.RingWriter(args.ring)
-    warm_up(config)
     try:
         source = lsl.LslSource(config.emg, config.force)
     except DriverError as error:

@@ -531,6 +531,8 @@ class Supervisor:
         if self.outstanding:
             self.outstanding = False
             self.last_done_ns = event.now_ns
+            if self.state is not SafetyState.STIMULATING:  # a box may play the last pulse late: the rest begins then
+                self.event_end_ns = event.now_ns
         return Output.NONE
 
     def _ready(self, event: Event) -> Output:

@@ -1,5 +1,7 @@
 """A supervisor with a clock of its own, for tests: what happens between its events is played here."""
 
+from dataclasses import fields
+
 from controller.limits import MINUTE, MS, Device, Prescription, S, Train
 from controller.supervisor import Cause, Event, Kind, Output, SafetyState, Supervisor
 
@@ -32,6 +34,20 @@ RX = Prescription(
 )
 
 
+NO_HISTORY = {"trains": [], "minutes": [], "session": [0, 0, 0], "events": [], "auto_events": [], "lockout": ""}
+TYPES = {f.name: type(getattr(Supervisor(RX), f.name)) for f in fields(Supervisor)}
+
+
+def check(s, now, verdict):
+    """What holds after every event."""
+    assert all(isinstance(getattr(s, name), kind) for name, kind in TYPES.items())
+    assert [type(value) for value in verdict] == [bool, SafetyState, bool, tuple, Output, int, int, int, int, int]
+    assert verdict.delivered is (verdict.output is Output.PULSE) is (verdict.current_ua != 0)
+    assert verdict.current_ua >= 0
+    assert not verdict.delivered or verdict.state is SafetyState.STIMULATING
+    assert verdict.wake_ns == 0 or verdict.wake_ns > now  # else guard would turn in a circle
+
+
 class Bed:
     """A supervisor with a clock, a prompt stimulator and a loop that is alive unless told otherwise."""
 
@@ -48,6 +64,7 @@ class Bed:
             fields = {"issued_ns": self.now, "sample_ns": self.now - MS} | fields
         verdict = self.s.step(Event(kind, self.now, **fields))
         self.last = verdict
+        check(self.s, self.now, verdict)
         if verdict.delivered:
             self.pulses.append((self.now, verdict.current_ua))
             if self.acking:

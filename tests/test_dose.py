@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from controller.limits import HARD, MINUTE, MS, S
 from controller.supervisor import Dose, Kind, Output, SafetyState, Supervisor
-from tests.bed import RX, TRAIN, Bed
-from tests.rig import NO_HISTORY
+from tests.bed import NO_HISTORY, RX, TRAIN, Bed
 
 FLAT = replace(TRAIN, ramp_up_us=0, taper_us=0)
 FREE = replace(RX, trains=(FLAT,), max_on_time_60s_ns=20 * S, max_duty_5min_ns=75 * S, refractory_ns=S)
@@ -268,6 +267,27 @@ def test_a_burst_over_the_edge_of_the_window_counts_with_the_part_inside():
         bed.run(501 * MS)
         bed.now = start + wait_ns  # this train would end half a second later: how much of the first is then in the window?
         assert bed.press().delivered is leaves
+
+
+@pytest.mark.safety("A9", "A3")
+def test_rests_count_from_the_last_pulse_that_the_box_has_confirmed_if_that_is_later():
+    """Found by `bench.faults`: a frozen box plays the last pulse late."""
+    for event_id, rest_ns, words in ((1, 120 * MS, "look of 120 ms not over"), (2, S, "refractory: 999 of 1000 ms")):
+        bed = Bed(replace(FREE, refractory_ns=S)).armed()
+        bed.request(event_id=1)
+        bed.run(470 * MS)
+        bed.acking = False
+        bed.run(31 * MS)
+        assert bed.s.state is SafetyState.ARMED
+        bed.now += 60 * MS
+        bed.do(Kind.ACK)
+        done = bed.now
+        bed.skip(rest_ns - 1)
+        assert bed.now == done + rest_ns - 1
+        assert words in bed.request(event_id=event_id).reasons[0]
+        bed.now += 1
+        bed.do(Kind.HEARTBEAT, ok=True)
+        assert bed.request(event_id=event_id).delivered
 
 
 @pytest.mark.safety("A9")
