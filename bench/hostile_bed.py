@@ -99,6 +99,11 @@ class PlayedGuard(guard_module.Guard):
         if self.loop is None:
             self.bed.loop_lost()
 
+    def hear_device(self) -> None:
+        """What the box has said."""
+        super().hear_device()
+        self.bed.judge.box_heard_ns = self.bed.now_ns
+
     def hear_daemon(self) -> None:
         """One message of the daemon."""
         said = self.bed.from_daemon.popleft() if self.bed.from_daemon else b""

@@ -31,6 +31,7 @@ AGE_NS = 250 * MS
 CONTINUES_NS = 500 * MS  # after a look; later it is another event
 OFFER_NS, PRESENCE_NS, AUDIT_NS = 60 * S, 5 * MINUTE, 2 * S
 ANSWER_NS = 100 * MS
+LOST_NC = 1.0  # of a pulse: the supervisor counts whole nC, rounded down. 0 as soon as it rounds up
 HIDDEN_TRAINS = 1  # not on the disk when another begins: with it, the two that the journal assumes after an unclean end
 MOST = {
     "max_current_ua": CURRENT_UA,
@@ -183,6 +184,7 @@ class Judge:
         self.data_age_ns = 0
         self.last_number = 0
         self.unanswered, self.pulse_ns, self.failed = -1, -HOUR, False
+        self.box_heard_ns = -HOUR  # a rest may begin with the answer to the last pulse
         self.epoch += 1
         self.first_ns: dict[int, int] = {}
         self.last_ua: dict[int, int] = {}
@@ -409,7 +411,7 @@ class Judge:
         if not last or not (ask.automatic and last.ask.automatic) or last.epoch != self.epoch or last.ask.event_id != ask.event_id:
             return False
         look_ns = self.view["look_dead_ns"] + self.view["look_ns"]
-        return self.now_ns - (last.over_ns or last.planned_end_ns) < look_ns + CONTINUES_NS
+        return self.now_ns - max(last.over_ns or last.planned_end_ns, self.box_heard_ns) < look_ns + CONTINUES_NS
 
     def why_not(self, ask: Ask) -> list[str]:
         """Why this train may not begin now, as far as that can be known before it is over."""
@@ -473,7 +475,7 @@ class Judge:
         train.over_ns, train.row, train.told = train.over_ns or self.now_ns, self.rows, True
         if said["pulses"] < train.pulses or said["end_ns"] - said["start_ns"] < train.end_ns - train.start_ns:
             self.say(f"the journal is told of {said}, but given were {train.pulses} pulses in {train.end_ns - train.start_ns} ns")
-        if said["charge_nc"] < train.charge_nc:
+        if said["charge_nc"] < train.charge_nc - train.pulses * LOST_NC:
             self.say(f"the journal is told of {said['charge_nc']} nC, but given were {train.charge_nc}")
         self.close(train)
 
@@ -493,7 +495,11 @@ class Judge:
             self.say(f"{event_ns} ns of stimulation in one event")
         day = [t for t in self.given if t.start_ns >= end - 24 * HOUR]
         for window, trains in (("session", self.given[self.session_from :]), ("24h", day)):
-            given = (sum(t.end_ns - t.start_ns for t in trains), sum(t.pulses for t in trains), sum(t.charge_nc for t in trains))
+            given = (
+                sum(t.end_ns - t.start_ns for t in trains),
+                sum(t.pulses for t in trains),
+                sum(t.charge_nc - t.pulses * LOST_NC for t in trains),
+            )
             names = (f"max_on_time_{window}_ns", f"max_pulses_{window}", f"max_charge_{window}_nc")
             self.broken += [
                 f"{value} in {window}, at most {view[name]}: {name}" for value, name in zip(given, names, strict=True) if value > view[name]
