@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BUDGET = Path(__file__).with_name("budget.toml")
 NUMBERS = [*(f"A{n}" for n in range(1, 13)), "B1", "B2", "B3", "B4", "C2", "C6", "C7", "E1", "E4", "E5"]  # that must have refused
 EXAMPLES = 50  # sequences between two looks at the count
+PHASES = (Phase.generate, Phase.shrink)
 Step = tuple[Any, ...]
 
 
@@ -631,9 +632,9 @@ class Campaign:
         self.broken: list[str] = []
         self.shortest: list[str] = []
 
-    def run(self, n_events: int) -> Campaign:
+    def run(self, least: int, of_what: str = "events") -> Campaign:
         """Batch after batch, each with a seed of its own."""
-        while self.counts["events"] < n_events and not self.broken:
+        while self.counts[of_what] < least and not self.broken:
             self.batch()
             self.seed += 1
         return self
@@ -646,7 +647,7 @@ class Campaign:
             max_examples=EXAMPLES,
             database=None,
             deadline=None,
-            phases=(Phase.generate, Phase.shrink),
+            phases=PHASES,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
@@ -699,7 +700,9 @@ def judged(result: dict[str, Any], quick: bool) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 = done, 1 = a goal was missed and --gate given."""
     parser = argparse.ArgumentParser(prog="bench.hostile", description="hostile events against the shipped path, judged by the virtual box")
-    parser.add_argument("--events", type=int, default=1_200_000, metavar="N")
+    parser.add_argument(
+        "--hostile", type=int, default=1_000_000, metavar="N", help="hostile deeds and messages (about five times the events)"
+    )
     parser.add_argument("--quick", action="store_true", help="about 20,000 events")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="figures and environment")
@@ -707,17 +710,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began, began_cpu = time.perf_counter(), time.process_time()
     pool = prescriptions(6 if args.quick else 60, random.Random(args.seed))
-    campaign = Campaign(pool, args.seed, 12 if args.quick else 30).run(20_000 if args.quick else args.events)
+    campaign = Campaign(pool, args.seed, 12 if args.quick else 30)
+    campaign.run(*(20_000, "events") if args.quick else (args.hostile, "hostile"))
     result = campaign.result() | {
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - began_cpu, 1),
     }
     goals = judged(result, args.quick)
     print(
-        f"{result['events']:,} events in {result['sequences']:,} sequences ({result['hostile']:,} deeds and messages of them hostile, seed "
-        f"{args.seed}, {result['seconds']:g} s, {result['cpu_seconds']:g} s of them at work): {result['pulses']:,} pulses in {result['trains']:,} trains were delivered, "
-        f"{result['refused']:,} wishes refused, {result['restarts']:,} restarts ({result['kills']:,} by kill -9); "
-        f"rules broken: {result['broken']}"
+        f"{result['events']:,} events in {result['sequences']:,} sequences, {result['hostile']:,} deeds and messages of them hostile "
+        f"(seed {args.seed}; {result['seconds']:g} s, {result['cpu_seconds']:g} s of a processor)\n"
+        f"{result['pulses']:,} pulses in {result['trains']:,} trains were delivered, {result['refused']:,} wishes refused, "
+        f"{result['restarts']:,} restarts ({result['kills']:,} by kill -9); rules broken: {result['broken']}"
     )
     print("reasons by requirement: " + ", ".join(f"{number} {n:,}" for number, n in result["reasons"].items()))
     for line in (*result["rules_broken"], *result["shortest"]):

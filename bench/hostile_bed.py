@@ -99,6 +99,11 @@ class PlayedGuard(guard_module.Guard):
         if self.loop is None:
             self.bed.loop_lost()
 
+    def hear_device(self) -> None:
+        """What the box has said."""
+        super().hear_device()
+        self.bed.judge.box_heard_ns = self.bed.now_ns
+
     def hear_daemon(self) -> None:
         """One message of the daemon."""
         said = self.bed.from_daemon.popleft() if self.bed.from_daemon else b""
@@ -504,8 +509,11 @@ class Bed:
             return
         try:
             number, command, payload = unwrap(data)
-            if command == LL_CONFIG + 1 and payload[:1] == b"\0":
-                self.judge.box_answers(number)
+            if command == LL_CONFIG + 1 and payload:
+                if payload[0]:
+                    self.judge.box_fails()
+                else:
+                    self.judge.box_answers(number)
         except RefusedError:
             pass
         try:
@@ -540,15 +548,17 @@ class Bed:
         """A guard, in a new session where no daemon lives; with other settings, if somebody has changed them and guard takes them."""
         view, self.next_view = self.next_view, None
         lawful = view is not None and not prescription_faults(view, self.n_channels)
-        if lawful and view and not self.daemon_alive:
-            self.view = view
+        if lawful and self.daemon_alive:
+            view = None  # settings are read when a session begins
         if not self.daemon_alive:
             self.daemon_alive = True
-            if not self.journal.begin("session", dose.worst_train(self.view)):
+            worst = [dose.worst_train(it) for it in (self.view, view if lawful else None) if it]
+            if not self.journal.begin("session", dose.Dose(*map(max, zip(*worst, strict=True)))):
                 self.judge.session_from = len(self.judge.given)
-        if view and not lawful:
+        if view:
             try:
                 self.start_guard(view)
+                self.view = view
                 return
             except Exception as error:  # guard's process ends here, whatever it was
                 self.counts["refused prescriptions"] += 1

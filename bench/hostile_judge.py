@@ -30,6 +30,8 @@ LEASE_NS = 200 * MS
 AGE_NS = 250 * MS
 CONTINUES_NS = 500 * MS  # after a look; later it is another event
 OFFER_NS, PRESENCE_NS, AUDIT_NS = 60 * S, 5 * MINUTE, 2 * S
+ANSWER_NS = 100 * MS
+LOST_NC = 1.0  # of a pulse: the supervisor counts whole nC, rounded down. 0 as soon as it rounds up
 HIDDEN_TRAINS = 1  # not on the disk when another begins: with it, the two that the journal assumes after an unclean end
 MOST = {
     "max_current_ua": CURRENT_UA,
@@ -181,7 +183,8 @@ class Judge:
         self.beat_ok = self.joined = False
         self.data_age_ns = 0
         self.last_number = 0
-        self.unanswered = -1
+        self.unanswered, self.pulse_ns, self.failed = -1, -HOUR, False
+        self.box_heard_ns = -HOUR  # a rest may begin with the answer to the last pulse
         self.epoch += 1
         self.first_ns: dict[int, int] = {}
         self.last_ua: dict[int, int] = {}
@@ -291,6 +294,7 @@ class Judge:
             self.say("armed long after a person asked for it")
         elif self.durable < arming.row:
             self.say("armed before that was on the disk")
+        self.failed = False
         self.armed, self.automatic = True, bool(arming and arming.automatic and self.joined)
         self.armed_ns = self.person_ns = self.now_ns
         self.first_ns, self.last_ua = {}, {}
@@ -302,9 +306,13 @@ class Judge:
             self.given[-1].over_ns = self.now_ns
 
     def box_answers(self, number: int) -> None:
-        """Its answer to a pulse reached the driver."""
-        if number == self.unanswered:
+        """It reached the driver that a pulse is done; late is as good as never."""
+        if number == self.unanswered and self.now_ns - self.pulse_ns <= ANSWER_NS:
             self.unanswered = -1
+
+    def box_fails(self) -> None:
+        """It reached the driver that a pulse went wrong."""
+        self.failed = True
 
     def pulse(self, number: int, channel: int, current_ua: int, width_us: int) -> None:
         """The box took a pulse."""
@@ -316,7 +324,9 @@ class Judge:
             self.say("a pulse without arming, or after a stop")
         if self.unanswered >= 0:
             self.say("a pulse before the last one was answered")
-        self.unanswered = number
+        if self.failed:
+            self.say("a pulse after the box had reported an error")
+        self.unanswered, self.pulse_ns = number, now
         train = self.given[-1] if self.given else None
         if not train or train.over_ns or now >= train.planned_end_ns:
             if not self.ask:
@@ -354,7 +364,7 @@ class Judge:
         t = self.trains_by_index[ask.train]
         train.pulses += 1
         train.last_ns = now
-        train.charge_nc += current_ua * width_us / 1000
+        train.charge_nc += current_ua * width_us / 1000  # a multiple of 1/2: exact
         since = now - train.start_ns
         slot_ns = since // train.period_ns * train.period_ns
         if train.pulses > since // train.period_ns + 1:
@@ -401,7 +411,7 @@ class Judge:
         if not last or not (ask.automatic and last.ask.automatic) or last.epoch != self.epoch or last.ask.event_id != ask.event_id:
             return False
         look_ns = self.view["look_dead_ns"] + self.view["look_ns"]
-        return self.now_ns - (last.over_ns or last.planned_end_ns) < look_ns + CONTINUES_NS
+        return self.now_ns - max(last.over_ns or last.planned_end_ns, self.box_heard_ns) < look_ns + CONTINUES_NS
 
     def why_not(self, ask: Ask) -> list[str]:
         """Why this train may not begin now, as far as that can be known before it is over."""
@@ -465,7 +475,7 @@ class Judge:
         train.over_ns, train.row, train.told = train.over_ns or self.now_ns, self.rows, True
         if said["pulses"] < train.pulses or said["end_ns"] - said["start_ns"] < train.end_ns - train.start_ns:
             self.say(f"the journal is told of {said}, but given were {train.pulses} pulses in {train.end_ns - train.start_ns} ns")
-        if said["charge_nc"] < train.charge_nc - train.pulses:  # whole nC a pulse
+        if said["charge_nc"] < train.charge_nc - train.pulses * LOST_NC:
             self.say(f"the journal is told of {said['charge_nc']} nC, but given were {train.charge_nc}")
         self.close(train)
 
@@ -485,7 +495,11 @@ class Judge:
             self.say(f"{event_ns} ns of stimulation in one event")
         day = [t for t in self.given if t.start_ns >= end - 24 * HOUR]
         for window, trains in (("session", self.given[self.session_from :]), ("24h", day)):
-            given = (sum(t.end_ns - t.start_ns for t in trains), sum(t.pulses for t in trains), sum(t.charge_nc for t in trains))
+            given = (
+                sum(t.end_ns - t.start_ns for t in trains),
+                sum(t.pulses for t in trains),
+                sum(t.charge_nc - t.pulses * LOST_NC for t in trains),
+            )
             names = (f"max_on_time_{window}_ns", f"max_pulses_{window}", f"max_charge_{window}_nc")
             self.broken += [
                 f"{value} in {window}, at most {view[name]}: {name}" for value, name in zip(given, names, strict=True) if value > view[name]
