@@ -574,7 +574,7 @@ def test_killed_in_the_middle_of_a_commit_nothing_that_was_acknowledged_is_missi
         known = [row.detail["event_id"] for row in journal.rows if row.kind == "train" and "assumed" not in row.detail]
         assert known == list(range(len(known)))
         assert acknowledged - (2 if kill % 3 == 2 else 0) <= len(known) <= acknowledged + 2
-        acknowledged = min(acknowledged, len(known))
+        acknowledged = len(known)  # what has been read back once is never missing later
         if acknowledged:
             assert dose.is_open(journal.rows)  # two trains are going to be assumed
         journal.close()
