@@ -233,6 +233,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr(Supervisor, "_due", _due)
 
 
+def patient_with_the_box(monkeypatch):
+    monkeypatch.setattr(supervisor, "ACK_TIMEOUT_NS", 250 * MS)
+
+
+def deaf_to_errors(monkeypatch):
+    replace_in_table(monkeypatch, Kind.DEVICE_FAULT, "_trouble", lambda _: Supervisor._ack)
+
+
 def long_lease(monkeypatch):
     monkeypatch.setattr(supervisor, "LEASE_NS", 230 * MS)
 
@@ -247,6 +255,7 @@ def all_prescriptions(monkeypatch):
     monkeypatch.setattr(limits, "check_prescription", lambda _: [])
 
 
+ONE_AND_ON = (("volley", [(0, "command", "patient", "trigger", ())]), ("wait", "live", S))
 FOUND = [  # what is planted; a sequence that is nearly lawful; what is said of it
     (short_refractory, [PRESS, ("edge", "refractory", False, False, -MS, "person")], "after the last train"),
     (short_look, [REQUEST, ("edge", "look", False, False, -MS, "loop")], "after the last train"),
@@ -260,9 +269,11 @@ FOUND = [  # what is planted; a sequence that is nearly lawful; what is said of 
     (no_audit, [PRESS], "armed before that was on the disk"),
     (
         impatient,
-        [("ready", False), ("device", ["lost"] * 3), ("volley", [(0, "command", "patient", "trigger", ())]), ("wait", "live", S)],
+        [("ready", False), ("device", ["lost"] * 3), *ONE_AND_ON],
         "answered",
     ),
+    (patient_with_the_box, [("ready", False), ("device", ["very late"]), *ONE_AND_ON], "answered"),
+    (deaf_to_errors, [("ready", False), ("device", ["electrode"]), *ONE_AND_ON], "reported an error"),
     (long_lease, [("ready", True), ("volley", [(0, "request", 0, 100, False, ())]), ("wait", "silent", 300 * MS)], "last proof of life"),
     (harder_start, [PRESS, PRESS], "are allowed"),
     (all_prescriptions, [("restart", "guard", ("refractory_ns", "set", S - 1))], "outside the hard limits"),
