@@ -31,7 +31,6 @@ AGE_NS = 250 * MS
 CONTINUES_NS = 500 * MS  # after a look; later it is another event
 OFFER_NS, PRESENCE_NS, AUDIT_NS = 60 * S, 5 * MINUTE, 2 * S
 ANSWER_NS = 100 * MS
-LOST_NC = 1.0  # of a pulse: the supervisor counts whole nC, rounded down. 0 as soon as it rounds up
 HIDDEN_TRAINS = 1  # not on the disk when another begins: with it, the two that the journal assumes after an unclean end
 MOST = {
     "max_current_ua": CURRENT_UA,
@@ -475,7 +474,7 @@ class Judge:
         train.over_ns, train.row, train.told = train.over_ns or self.now_ns, self.rows, True
         if said["pulses"] < train.pulses or said["end_ns"] - said["start_ns"] < train.end_ns - train.start_ns:
             self.say(f"the journal is told of {said}, but given were {train.pulses} pulses in {train.end_ns - train.start_ns} ns")
-        if said["charge_nc"] < train.charge_nc - train.pulses * LOST_NC:
+        if said["charge_nc"] < train.charge_nc:
             self.say(f"the journal is told of {said['charge_nc']} nC, but given were {train.charge_nc}")
         self.close(train)
 
@@ -498,7 +497,7 @@ class Judge:
             given = (
                 sum(t.end_ns - t.start_ns for t in trains),
                 sum(t.pulses for t in trains),
-                sum(t.charge_nc - t.pulses * LOST_NC for t in trains),
+                sum(t.charge_nc for t in trains),
             )
             names = (f"max_on_time_{window}_ns", f"max_pulses_{window}", f"max_charge_{window}_nc")
             self.broken += [

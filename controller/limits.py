@@ -265,6 +265,11 @@ def pulse_reasons(t: Train, current_ua: int, p: Prescription) -> list[str]:
     return reasons
 
 
+def charge_nc(t: Train, current_ua: int) -> int:
+    """Charge of one phase, nC; rounded up, so that the dose is never counted too low."""
+    return -(-current_ua * t.phase_width_us // 1000)
+
+
 def n_pulses(t: Train, duration_us: int) -> int:
     """How many pulses a train of this duration has."""
     return max(1, -(-duration_us // (t.period_ns // 1000)))

@@ -23,6 +23,7 @@ from controller.limits import (
     Prescription,
     S,
     Train,
+    charge_nc,
     highest_step,
     layer,
     n_pulses,
@@ -226,7 +227,7 @@ def _sum(doses: Iterable[Dose]) -> Dose:
 def _planned(t: Train, current_ua: int, duration_ns: int) -> Dose:
     """What a train can give at most."""
     pulses = n_pulses(t, duration_ns // 1000)
-    return Dose(duration_ns, pulses * (current_ua * t.phase_width_us // 1000), pulses)
+    return Dose(duration_ns, pulses * charge_nc(t, current_ua), pulses)
 
 
 def _fits(given: Dose, more: Dose, most: Dose) -> bool:
@@ -979,12 +980,12 @@ class Supervisor:
             self.permanent = True
             self._fault("internal: a pulse outside its limits was due [A1]", now)
             return 0
-        charge_nc = current_ua * t.phase_width_us // 1000
+        charge = charge_nc(t, current_ua)
         self.last_pulse_ns, self.outstanding = now, True
         self.pulses_total += 1
         self.train_pulses += 1
-        self.charge_total_nc += charge_nc
-        self.train_charge_nc += charge_nc
+        self.charge_total_nc += charge
+        self.train_charge_nc += charge
         return current_ua
 
     def _next_slot(self, k: int) -> None:

@@ -1,5 +1,6 @@
 """The dose: what was given counts in every window, whoever asked for it, and over a restart; what is felt rises softly."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -153,6 +154,22 @@ def test_a_train_that_was_cut_counts_as_far_as_it_went_and_is_told_for_the_journ
     bed.run(501 * MS)
     assert bed.s.last_train[5:] == (3, True, False)
     assert bed.s.session.pulses == bed.s.pulses_total
+
+
+@pytest.mark.safety("A10")
+def test_a_charge_that_is_no_whole_nc_counts_as_the_next():
+    odd = replace(FLAT, phase_width_us=333)  # 20 mA x 333 us = 6660 nC, at 500 uA 166.5
+    bed = Bed(replace(FREE, trains=(odd,))).armed(soft=True)
+    bed.press()
+    bed.run(510 * MS)
+    exact = [ua * 333 / 1000 for _, ua in bed.pulses]
+    assert any(nc != int(nc) for nc in exact)
+    assert bed.s.session.charge_nc == sum(math.ceil(nc) for nc in exact)
+    small = replace(odd, current_ua=500)
+    for already_nc, leaves in ((0, True), (1, False)):
+        bed = Bed(replace(FREE, trains=(small,), max_charge_session_nc=25 * 167)).armed()
+        bed.s.session = Dose(0, already_nc, 0)
+        assert bed.press(current_ua=500).delivered is leaves
 
 
 def test_trains_of_one_spasm_are_one_event_in_the_journal():

@@ -17,6 +17,7 @@ from controller.limits import (
     S,
     Train,
     bounds,
+    charge_nc,
     check_prescription,
     highest_step,
     layer,
@@ -378,6 +379,14 @@ def test_two_prescriptions_differ_in_their_numbers_if_they_differ_in_anything():
 
 
 # --- the shape of a train ---------------------------------------------------------------------------------------------------------
+@pytest.mark.safety("A10")
+@pytest.mark.parametrize(
+    ("current_ua", "width_us", "nc"), [(20_000, 500, 10_000), (500, 1, 1), (500, 2, 1), (500, 3, 2), (1_500, 333, 500), (0, 500, 0)]
+)
+def test_charge_is_rounded_up(current_ua, width_us, nc):
+    assert charge_nc(replace(TRAIN, phase_width_us=width_us), current_ua) == nc
+
+
 def test_period_and_pulse():
     assert (TRAIN.period_ns, TRAIN.pulse_ns) == (20 * MS, 1_100_000)
     assert (replace(TRAIN, pulse_rate_mhz=30_000).period_ns, replace(TRAIN, interphase_gap_us=0).pulse_ns) == (33_333_333, MS)

@@ -952,19 +952,19 @@ def test_minutes_are_kept_for_a_day_and_a_minute():
 
 @pytest.mark.safety("A10")
 def test_what_a_train_can_give_is_planned_to_the_last_pulse():
-    """500.001 ms at 50 Hz are 26 pulses; half a nC of each is not counted, as it is not when given."""
+    """500.001 ms at 50 Hz are 26 pulses; half a nC of each counts as a whole one, as it does when given."""
     long = replace(FLAT, duration_us=500_001)
     for given, leaves in ((74, True), (75, False)):
         bed = Bed(replace(FREE, trains=(long,), max_pulses_session=100)).armed()
         bed.s.session = Dose(0, 0, given)
         assert bed.press(duration_us=500_001).delivered is leaves
     odd = replace(FLAT, phase_width_us=501)
-    for given, leaves in ((10**6 - 25 * 250, True), (10**6 - 25 * 250 + 1, False)):
+    for given, leaves in ((10**6 - 25 * 251, True), (10**6 - 25 * 251 + 1, False)):
         bed = Bed(replace(FREE, trains=(odd,), max_charge_session_nc=10**6)).armed()
         bed.s.session = Dose(0, given, 0)
         assert bed.press(current_ua=500).delivered is leaves
     planned = supervisor._planned(odd, 500, 500 * MS)
-    assert planned == (500 * MS, 6250, 25)
+    assert planned == (500 * MS, 6275, 25)
     assert [type(figure) for figure in planned] == [int] * 3
 
 
