@@ -544,7 +544,8 @@ GAP = "  "  # 120 columns in all
 def render(facts: dict[str, Any], config: str | None) -> str:
     """The table for people, at most 120 columns wide."""
     where = f"{config} on a {facts['device']}" if config else "hard limits alone, no settings were named"
-    lines = [f"In force: {where}. Each hard limit is {PROPOSED}.", "", _line(("", "rule", "limit in force", "set by"))]
+    head = textwrap.wrap(f"In force: {where}. Each hard limit is {PROPOSED}.", 120, break_long_words=False, break_on_hyphens=False)
+    lines = [*head, "", _line(("", "rule", "limit in force", "set by"))]
     for row in facts["requirements"]:
         words = textwrap.wrap(row["rule"], WIDTHS[1])
         limits: list[tuple[str, str]] = []
