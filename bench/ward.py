@@ -100,7 +100,7 @@ class Ward:
         self.daemon: demo.LiveDaemon | None = None
         self.log = pulses.Log(folder / "stimulator.jsonl")
         self.config = settings_of(automatic, str(folder / "port"), self.source_id, folder / "sessions", cpu)
-        self.errors = (folder / "daemon.log").open("w+")
+        self.errors = (folder / "daemon.log").open("a+")
         self.start_stimulator(fault)
         try:
             if automatic:

@@ -180,6 +180,7 @@ class Daemon:
 
     def begin(self) -> None:
         """The session's first notes, then guard and loop."""
+        messages.status_path(self.bed).unlink(missing_ok=True)  # what a daemon that was killed said last is not ours
         if self.journal.begin(self.folder.name, dose.worst_train(self.view)):
             self.tell(f"the last session of this bed had no clean end: {ASSUMED_TRAINS} trains are added to its dose, which goes on")
         digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()

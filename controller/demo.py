@@ -167,8 +167,9 @@ class LiveDaemon:
             raise DemoError(f"the daemon {how}")
 
     def status(self) -> dict[str, Any] | None:
-        """What it last reported, None when that is old."""
-        return messages.daemon_status(self.bed)
+        """What it last reported, None when that is old or another daemon's."""
+        status = messages.daemon_status(self.bed)
+        return status if status and status["pid"] == self.popen.pid else None
 
     def wait_until_quiet(self, bench: Bench) -> dict[str, Any]:
         """Wait until the loop hears everything and knows the noise."""

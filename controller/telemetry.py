@@ -159,10 +159,11 @@ class Telemetry:
             np.array([n[key] for n in numbers], np.int64) for key in ("received_ns", "decided_ns", "n_emg", "n_force")
         )
         self.histograms["compute"].add_many(decided - pulled)
-        fresh = n_emg + n_force > 0
+        sample_s = np.array([c.sample_s for c in cycles])
+        fresh = (n_emg + n_force > 0) & (sample_s != 0.0)  # 0: of one of the signals nothing has come yet
         if fresh.any():
             # a stamp that no clock of ours can show is as old as can be
-            sample_s = np.array([c.sample_s for c in cycles])[fresh]
+            sample_s = sample_s[fresh]
             sample_ns = (np.where(np.abs(sample_s) < 9e9, sample_s, 0.0) * 1e9).astype(np.int64)
             ages_ns = decided[fresh] - sample_ns
             self.histograms["sample_age"].add_many(ages_ns)

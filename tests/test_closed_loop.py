@@ -189,7 +189,7 @@ class Ward:
         config = settings.load(demo.default_config("demo.toml"))
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
         self.config = settings.parse(config.model_copy(update={"session": session}).to_toml())
-        self.errors = (folder / "daemon.log").open("w+")
+        self.errors = (folder / "daemon.log").open("a+")
         self.start()
         self.daemon.arm()
 

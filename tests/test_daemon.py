@@ -140,6 +140,17 @@ def test_a_new_state_is_in_the_status_file_at_once(bed):
     assert messages.daemon_status("test")["written_ns"] == before
 
 
+@pytest.mark.safety("B8")
+def test_what_a_daemon_that_was_killed_said_last_is_gone_when_its_successor_begins(bed, tmp_path):
+    bed.guard.put("ARMED")
+    bed.drain()
+    assert messages.daemon_status("test")["state"] == "ARMED"
+    bed.guard = None
+    bed.journal.close()  # as its death would
+    make(tmp_path / "next", bed.journal.path)
+    assert messages.daemon_status("test") is None
+
+
 @pytest.mark.parametrize(("state", "n"), [("IDLE", 0), ("LOCKOUT", 0), ("FAULT", 0), ("ARMED", 2), ("STIMULATING", 2)])
 @pytest.mark.safety("A10", "F2")
 def test_a_guard_that_dies_where_a_train_may_be_hidden_costs_two(bed, monkeypatch, state, n):

@@ -132,6 +132,13 @@ def test_requests_of_a_loop_that_is_gone_are_nobodys():
     assert "pulled" not in t.finished_triggers()[0].stamps_ns
 
 
+def test_of_a_signal_that_has_not_come_yet_there_is_no_age():
+    t = Telemetry(100, 50)
+    t.see_cycles([cycle(36_000 * S, 36_000 * S, 0)], 36_000 * S)
+    assert t.summary()["sample_age"]["n"] == 0
+    assert t.late(36_000 * S) == ""
+
+
 def test_late_for_the_last_second_and_not_for_ever():
     t = Telemetry(100, 50)
     t.see_cycles([cycle(S, S, S)], S)
