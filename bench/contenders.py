@@ -205,7 +205,7 @@ def calmloop(rig: Rig, config: Path | None = None, stamps: LoggedStamps | None =
 def calmloop_pty(rig: Rig) -> Iterator[Running]:
     """The same with the real driver and the virtual RehaMove3 on a pty: shows that it works; a pty's tails are the kernel's."""
     log = rig.folder / f"{rig.started:03d}-stimulator.jsonl"
-    command = [sys.executable, "-m", "drivers.simulated.virtual_sciencemode", "--log", log, "--lifeline"]
+    command = [sys.executable, "-m", "drivers.simulated.twin", "--log", log, "--lifeline"]
     twin = rig.start("virtual stimulator", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert twin.stdout

@@ -139,7 +139,7 @@ def bed(cell: Cell) -> Iterator[Bed]:
         folder = Path(folder_name)
         source_id = folder.name
         stimulator = demo.Process(
-            "the virtual stimulator", "drivers.simulated.virtual_sciencemode", "--log", str(folder / "stimulator.jsonl"), "--lifeline"
+            "the virtual stimulator", "drivers.simulated.twin", "--log", str(folder / "stimulator.jsonl"), "--lifeline"
         )
         stack.callback(stimulator.end)
         port = stimulator.line("was ready")["port"]

@@ -27,8 +27,9 @@ from controller.messages import HEARTBEAT, REQUEST, ToGuard
 from controller.ring import RingReader, RingWriter, create
 from drivers import stimulators
 from drivers.base import DeviceNotFoundError
-from drivers.simulated.virtual_sciencemode import LL_CONFIG, LL_INIT, LL_STOP, PULSE_RECORD, Box, RefusedError, unwrap, wrap
-from drivers.simulated.virtual_sciencemode import Judge as BoxJudge
+from drivers.simulated.twin import PULSE_RECORD, RefusedError
+from drivers.simulated.twin import Judge as BoxJudge
+from drivers.simulated.virtual_sciencemode import LL_CONFIG, LL_INIT, LL_STOP, Box, unwrap, wrap
 from drivers.stimulators import sciencemode34
 
 if TYPE_CHECKING:

@@ -116,7 +116,7 @@ class Ward:
         """A stimulator at the bed's port; those that follow write into the same log."""
         files = ("--log", str(self.log.path), "--link", str(self.folder / "port"))
         more = ("--fault", fault) if fault else ()
-        self.stimulator = demo.Process("the virtual stimulator", "drivers.simulated.virtual_sciencemode", *files, "--lifeline", *more)
+        self.stimulator = demo.Process("the virtual stimulator", "drivers.simulated.twin", *files, "--lifeline", *more)
         self.stimulator.line("was ready")
 
     def start_source(self) -> None:

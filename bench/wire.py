@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from bench import environment
 from controller.wire import Pulse, WireCheck, WireError, for_driver
 from drivers.base import PulseTrain
-from drivers.simulated.virtual_sciencemode import Box, Judge, RefusedError, shape_of, unwrap
+from drivers.simulated.twin import Judge, RefusedError, shape_of
+from drivers.simulated.virtual_sciencemode import Box, unwrap
 from drivers.stimulators.sciencemode34 import Deframer, ScienceMode34, encode_frame, encode_ll_channel_config, pulse_points
 
 if TYPE_CHECKING:

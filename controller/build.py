@@ -69,10 +69,11 @@ def version() -> str:
 
 
 def driver_modules() -> tuple[str, ...]:
-    """Modules of all stimulator drivers."""
+    """Modules of all stimulator drivers, and of what reads their bytes again."""
+    from controller.wire import DECODERS
     from drivers.stimulators import STIMULATORS
 
-    return tuple(sorted({module for module, _ in STIMULATORS.values()}))
+    return tuple(sorted({"drivers.stimulators.serial_device", *DECODERS.values(), *(module for module, _ in STIMULATORS.values())}))
 
 
 # --- software bill of materials ---------------------------------------------------------------------------------------------------

@@ -101,11 +101,11 @@ class Process:
 class Bench:
     """The virtual stimulator and whoever publishes the signals, wired together in one folder."""
 
-    def __init__(self, folder: Path, source: list[str], source_name: str) -> None:
+    def __init__(self, folder: Path, source: list[str], source_name: str, stimulator: str = "rehamove3") -> None:
         self.folder = folder
         self.stimulator = Process(
             "the virtual stimulator",
-            "drivers.simulated.virtual_sciencemode",
+            *("drivers.simulated.twin", stimulator),
             *("--log", str(folder / "stimulator.jsonl"), "--pulses-to", str(folder / "pulses.sock"), "--lifeline"),
         )
         try:

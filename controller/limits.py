@@ -70,6 +70,7 @@ class Device(NamedTuple):
     min_phase_width_us: int
     max_phase_width_us: int
     max_pulse_rate_mhz: int
+    latency_spread_ns: int = 0  # by how much the time from command to pulse varies
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class Prescription:
     arming_expires_ns: int
     max_sample_age_ns: int
     max_lateness_ns: int
+
+    @property
+    def min_spacing_ns(self) -> int:
+        """Between a pulse that is done and the next command, so that the pulses themselves are never nearer than the hard limit."""
+        return HARD.min_pulse_spacing_ns + self.device.latency_spread_ns
 
     @property
     def number(self) -> int:
@@ -205,6 +211,7 @@ def check_prescription(p: Prescription) -> list[str]:
     d = p.device
     within("device.current_step_ua", d.current_step_ua, 1, HARD.max_current_ua, "A12, device")
     within("device.max_current_ua", d.max_current_ua, 1, 10**9, "A12, device")
+    within("device.latency_spread_ns", d.latency_spread_ns, 0, S, "A12, device")
     for name, (low, high) in bounds().items():
         within(name, getattr(p, name), low, high, "A14, hard limit")
     if wrong:

@@ -602,7 +602,7 @@ def command(args: argparse.Namespace) -> int:
         except settings.SettingsError as error:
             print(json.dumps({"ok": False, "problems": error.problems}) if args.json else error, file=None if args.json else sys.stderr)
             return 2
-        device = limits_of(view["driver"])
+        device = limits_of(view["driver"], view["options"])
     facts = table(view, device)
     print(json.dumps(facts | {"config": args.config}) if args.json else render(facts, args.config))
     return 0 if facts["ok"] else 1

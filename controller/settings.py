@@ -74,10 +74,37 @@ class Device(NamedTuple):
     electrode_check_ma: float  # below this current the device does not notice a loose electrode
 
 
+NOT_KNOWN = float("inf")
 DEVICES = {
     "rehamove3": Device(4, 0.5, 60, 15.0),  # ScienceMode3 protocol, 2018; C library of ScienceMode4
     "p24": Device(8, 0.5, 60, 15.0),  # P24 instructions for use 1.1, 2023
+    # protocol 1.24 has fields of 1 mA, the README steps of 2 mA: what both can do
+    "sciencemode2": Device(8, 2.0, 1500, NOT_KNOWN),
+    "sciencemode1": Device(8, 2.0, 0, NOT_KNOWN),
+    "pulsepal": Device(4, 0.5, 100, NOT_KNOWN),
+    "ttl-byte": Device(8, 0.0, 0, NOT_KNOWN),  # step 0: a dial sets the current
+    "ttl-cedrus": Device(8, 0.0, 0, NOT_KNOWN),
+    "ttl-line": Device(1, 0.0, 0, NOT_KNOWN),
+    "motimove": Device(8, 1.0, 0, NOT_KNOWN),
 }
+Driver = Literal[
+    "rehamove3", "p24", "sciencemode2", "sciencemode1", "pulsepal", "ttl-byte", "ttl-cedrus", "ttl-line", "motimove"
+]  # a test compares it with DEVICES
+_DIAL = {
+    "dial_current_ma": ("dial_current_ua", 1000),
+    "dial_phase_width_us": ("dial_phase_width_us", 1),
+    "dial_interphase_gap_us": ("dial_interphase_gap_us", 1),
+}
+#: what a driver must be told beside its port: settings' key, the driver's own word and the factor between them
+OPTIONS: dict[str, dict[str, tuple[str, int]]] = {driver: {} for driver in DEVICES} | {
+    "pulsepal": {"ma_per_volt": ("ua_per_volt", 1000)},
+    **dict.fromkeys(("ttl-byte", "ttl-cedrus", "ttl-line"), _DIAL),
+}
+_MAY_BE_NOUGHT = ("dial_interphase_gap_us",)
+DIAL_WORDS = (
+    "{driver} cannot set a current: the dial of the stimulator behind it does, so the first pulse after arming has all of it (A11 is not"
+    " kept), and whether its pulse is biphasic and balanced is set there too: turn it up by hand, from zero"
+)
 
 
 class SettingsError(ValueError):
@@ -242,9 +269,23 @@ class Prescription(Table):
 class Stimulator(Table):
     """`[stimulator]`."""
 
-    driver: Literal["rehamove3", "p24"] = Field(description="the kind of stimulator")
+    driver: Driver = Field(description="the kind of stimulator")
     port: Text = Field(description="its serial port, /dev/serial/by-id/... by preference")
     serial: TextOrNone = Field(default="", description="the number of this very device, which must answer at the port; empty = any")
+    # what a person must say of a stimulator that cannot be asked; 0 = not said
+    ma_per_volt: float = Field(
+        default=0.0, ge=0.0, le=100.0, description="pulsepal: current of the isolated stimulator behind it for one volt"
+    )
+    dial_current_ma: float = Field(
+        default=0.0, ge=0.0, le=MAX_CURRENT_MA, description="ttl-*: what the stimulator behind is set to by hand"
+    )
+    dial_phase_width_us: int = Field(default=0, ge=0, le=MAX_PHASE_WIDTH_US, description="ttl-*: one phase, as set by hand")
+    dial_interphase_gap_us: int = Field(default=0, ge=0, le=MAX_PHASE_WIDTH_US, description="ttl-*: between the phases, as set by hand")
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the driver takes beside its port, in integers (µA, µs)."""
+        return {name: _whole(getattr(self, key) * factor) for key, (name, factor) in OPTIONS[self.driver].items()}
 
 
 class Realtime(Table):
@@ -528,7 +569,9 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
     for name, train in trains.items():
         yield from _train_problems(name, train, prescription)
         if stimulator:
-            yield from _device_problems(name, train, stimulator.driver)
+            yield from _device_problems(name, train, stimulator)
+    if stimulator:
+        yield from _option_problems(stimulator)
     if prescription and prescription.manual_train not in raw_trains:
         yield _unknown(("prescription", "manual_train"), prescription.manual_train, "[trains]", raw_trains)
 
@@ -606,12 +649,32 @@ def _train_problems(name: str, train: Train, prescription: Prescription | None) 
                     yield _Problem((*place, "duration_ms"), f" = {train.duration_ms} {words}")
 
 
-def _device_problems(name: str, train: Train, driver: str) -> Iterator[_Problem]:
+def _option_problems(stimulator: Stimulator) -> Iterator[_Problem]:
+    """What this driver must be told, and what it must not."""
+    wanted = OPTIONS[stimulator.driver]
+    for key in ("ma_per_volt", *_DIAL):
+        value = getattr(stimulator, key)
+        if key in wanted and not value and key not in _MAY_BE_NOUGHT:
+            words = {"ma_per_volt": "the isolated stimulator behind it gives for one volt"}.get(
+                key, "the stimulator behind it is set to by hand"
+            )
+            yield _Problem(("stimulator", key), f" is missing: {stimulator.driver} cannot be asked what {words}")
+        elif value and key not in wanted:
+            yield _Problem(("stimulator", key), f" = {value} means nothing to {stimulator.driver}: leave it out")
+
+
+def _device_problems(name: str, train: Train, stimulator: Stimulator) -> Iterator[_Problem]:
+    driver = stimulator.driver
     device = DEVICES[driver]
     if train.channel > device.n_channels:
         yield _Problem(("trains", name, "channel"), f" = {train.channel} must be at least 1 and at most {device.n_channels} on {driver}")
-    steps = train.current_ma / device.current_step_ma
-    if steps != floor(steps):
+    if not device.current_step_ma:
+        for key in ("current_ma", "phase_width_us", "interphase_gap_us"):
+            dial = getattr(stimulator, f"dial_{key}")
+            if (dial or key in _MAY_BE_NOUGHT) and getattr(train, key) != dial:
+                words = f"must be {dial}: on {driver} the dial sets it ([stimulator] dial_{key})"
+                yield _Problem(("trains", name, key), f" = {getattr(train, key)} {words}")
+    elif (steps := train.current_ma / device.current_step_ma) != floor(steps):
         low_ma, high_ma = floor(steps) * device.current_step_ma, (floor(steps) + 1) * device.current_step_ma
         words = f"must be a multiple of {device.current_step_ma} mA on {driver}: the nearest are {low_ma} and {high_ma} mA"
         yield _Problem(("trains", name, "current_ma"), f" = {train.current_ma} {words}")
@@ -709,6 +772,7 @@ def guard_view(settings: Settings) -> dict[str, Any]:
         "driver": settings.stimulator.driver,
         "port": settings.stimulator.port,
         "serial": settings.stimulator.serial,
+        "options": settings.stimulator.options,
         "priority": settings.realtime.guard_priority,
         "cpus": list(settings.realtime.cpus),
     }
@@ -802,7 +866,8 @@ def _n_pulses(train: Train) -> int:
 
 def _notes(settings: Settings) -> list[str]:
     """Say what is allowed, and yet worth a word."""
-    least_ma = DEVICES[settings.stimulator.driver].electrode_check_ma
+    driver = settings.stimulator.driver
+    least_ma = DEVICES[driver].electrode_check_ma
     fast = [
         f"{name} asks for {train.pulse_rate_hz:g} Hz; above about 85 Hz the spacing that guard keeps sets the rate, not the prescription"
         for name, train in settings.trains.items()
@@ -813,8 +878,10 @@ def _notes(settings: Settings) -> list[str]:
         unsigned
         + fast
         + [
-            f"{name} has {train.current_ma:g} mA; below {least_ma:g} mA the {settings.stimulator.driver} does not notice a loose electrode"
+            f"{name} has {train.current_ma:g} mA; below {least_ma:g} mA the {driver} does not notice a loose electrode"
             for name, train in settings.trains.items()
-            if train.current_ma < least_ma
+            if train.current_ma < least_ma < NOT_KNOWN
         ]
+        + ([f"it is not known whether {driver} notices a loose electrode: look at them"] if least_ma == NOT_KNOWN else [])
+        + ([DIAL_WORDS.format(driver=driver)] if not DEVICES[driver].current_step_ma else [])
     )

@@ -16,7 +16,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller.limits import (
-    HARD,
     MAX_TRIGGER_AGE_NS,
     MINUTE,
     MS,
@@ -970,7 +969,7 @@ class Supervisor:
             return 0
         self.withheld_total += k - self.pulse
         self._next_slot(k + 1)
-        if self.outstanding or now - self.last_done_ns + t.pulse_ns < HARD.min_pulse_spacing_ns:
+        if self.outstanding or now - self.last_done_ns + t.pulse_ns < self.prescription.min_spacing_ns:
             self.withheld_total += 1
             return 0
         current_ua = min(

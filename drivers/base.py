@@ -131,7 +131,18 @@ class PulseTrain:
 
 @dataclass(frozen=True, slots=True)
 class StimulatorLimits:
-    """What a stimulator can do, as its maker states it."""
+    """What a stimulator can do, as its maker states it.
+
+    Attributes
+    ----------
+    latency_spread_ms : float
+        By how much the time from command to pulse varies: two commands that are further apart than this keep their order and a part of
+        their distance.
+    answers_pulses, answers_stop : bool
+        Whether the device confirms each pulse, and a stop. Where it does not, what was written counts as done.
+    ramps : bool
+        Whether the current of a pulse can be chosen at all; where it cannot, a dial sets it and the step is the whole current.
+    """
 
     model: str
     n_channels: int
@@ -142,6 +153,10 @@ class StimulatorLimits:
     phase_width_step_us: int
     max_pulse_rate_hz: float
     vendor_latency_ms: float
+    latency_spread_ms: float = 0.0
+    answers_pulses: bool = True
+    answers_stop: bool = True
+    ramps: bool = True
 
 
 class DeviceEventKind(Enum):

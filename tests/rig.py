@@ -21,7 +21,7 @@ class Twin:
 
     def __init__(self, folder, *more):
         self.log = folder / "stimulator.jsonl"
-        command = [sys.executable, "-m", "drivers.simulated.virtual_sciencemode", "--log", str(self.log), "--lifeline", *more]
+        command = [sys.executable, "-m", "drivers.simulated.twin", "--log", str(self.log), "--lifeline", *more]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = json.loads(self.process.stdout.readline())["port"]
 

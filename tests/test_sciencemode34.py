@@ -29,6 +29,7 @@ from drivers.base import (
     ShortWriteError,
     WireError,
 )
+from drivers.simulated import twin
 from drivers.simulated import virtual_sciencemode as judge
 from drivers.stimulators import STIMULATORS, load
 from drivers.stimulators.sciencemode34 import (
@@ -37,7 +38,6 @@ from drivers.stimulators.sciencemode34 import (
     Deframer,
     Frame,
     ScienceMode34,
-    _word,
     decode_ll_channel_config,
     encode_frame,
     encode_ll_channel_config,
@@ -46,6 +46,7 @@ from drivers.stimulators.sciencemode34 import (
     event_of,
     pulse_points,
 )
+from drivers.stimulators.serial_device import word
 from tests.test_virtual_sciencemode import running_twin
 
 TRAIN = PulseTrain(
@@ -293,13 +294,13 @@ def test_every_prepared_frame_before_an_independent_judge(gap_us):
     device.prepare([replace(TRAIN, channel=channel, current_ma=60.0, interphase_gap_us=gap_us) for channel in (1, 8)])
     for index, channel in ((0, 1), (1, 8)):
         assert sorted(device._frames[index]) == list(range(500, 60_001, 500))
-        box = judge.Box("p24", 0, judge.Judge(), bytes, dict, bytes)
+        box = judge.Box("p24", 0, twin.Judge(), bytes, dict, bytes)
         for current_ua, frames in device._frames[index].items():
             for number, frame in enumerate(frames):
                 got_number, command, data = judge.unwrap(frame)
                 got_channel, points, result = box._read_config(data)
                 assert (got_number, command, got_channel, result) == (number, 2, channel, 0)
-            shape = judge.shape_of(points)
+            shape = twin.shape_of(points)
             assert (shape.current_ua, shape.phase_width_us, shape.interphase_gap_us) == (current_ua, 500, gap_us)
             assert shape.balanced and points[0][1] > 0
             assert decode_ll_channel_config(data) == (channel, pulse_points(current_ua, 500, gap_us))
@@ -335,7 +336,7 @@ def connect(tmp_path):
     contexts, devices = [], []
 
     def connect(*arguments, model="rehamove3", write=os.write):
-        context = running_twin(tmp_path, "--model", model, *arguments)
+        context = running_twin(tmp_path, model, *arguments)
         twin = context.__enter__()
         contexts.append(context)
         device = ScienceMode34(twin.port, model, write)
@@ -617,15 +618,15 @@ def test_box_that_turned_into_another(connect):
 
 
 @pytest.mark.parametrize(
-    ("said", "word"), [(b"0123456789", "0123456789"), (b"A 7\xff\n\0\0\0\0\0", "A?7??"), (bytes(10), "-"), (b"    ", "-")]
+    ("said", "says"), [(b"0123456789", "0123456789"), (b"A 7\xff\n\0\0\0\0\0", "A?7??"), (bytes(10), "-"), (b"    ", "-")]
 )
-def test_what_a_box_says_is_one_word(said, word):
-    assert _word(said) == word
+def test_what_a_box_says_is_one_word(said, says):
+    assert word(said) == says
 
 
 @pytest.mark.safety("E6")
 def test_other_model_is_refused(tmp_path):
-    with running_twin(tmp_path, "--model", "p24") as twin, pytest.raises(DeviceMismatchError, match="not a RehaMove3"):
+    with running_twin(tmp_path, "p24") as twin, pytest.raises(DeviceMismatchError, match="not a RehaMove3"):
         ScienceMode34(twin.port, "rehamove3").open()
 
 

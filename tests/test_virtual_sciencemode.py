@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from drivers.simulated.virtual_sciencemode import PULSE_RECORD, Box, Judge, Line, RefusedError, crc16, shape_of, unwrap, wrap
+from drivers.simulated.twin import PULSE_RECORD, Judge, RefusedError, shape_of
+from drivers.simulated.virtual_sciencemode import Box, Line, crc16, unwrap, wrap
 
 MS = 1_000_000
 
@@ -25,7 +26,7 @@ def running_twin(folder, *arguments):
     """A twin process; yields its port, process and `end() -> (pulses, refused, summary)`."""
     log = folder / "pulses.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-m", "drivers.simulated.virtual_sciencemode", "--log", str(log), "--lifeline", *arguments],
+        [sys.executable, "-m", "drivers.simulated.twin", "--log", str(log), "--lifeline", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -278,7 +279,7 @@ def test_independent_client_over_the_pty(tmp_path):
         finally:
             connection.close()
 
-    with running_twin(tmp_path, "--model", "p24") as twin:
+    with running_twin(tmp_path, "p24") as twin:
         asyncio.run(session(twin.port))
         pulses, refused, summary = twin.end()
     assert [(it["current_ua"], it["channel"]) for it in pulses] == [(5000 + 1000 * i, i % 2 * 4 + i % 4 + 1) for i in range(6)]

@@ -14,10 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bench import wire as bench
-from controller import wire
 from controller.wire import Pulse, WireError, for_driver
+from controller.wire import sciencemode34 as wire
 from drivers.base import DeviceNotFoundError, NotArmedError
-from drivers.simulated.virtual_sciencemode import RefusedError, shape_of, unwrap, wrap
+from drivers.simulated.twin import RefusedError, shape_of
+from drivers.simulated.virtual_sciencemode import unwrap, wrap
 from drivers.stimulators import STIMULATORS, load, sciencemode34
 from drivers.stimulators.sciencemode34 import ScienceMode34
 from tests.test_sciencemode34 import TRAIN, events_within

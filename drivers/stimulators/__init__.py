@@ -13,28 +13,35 @@ from typing import TYPE_CHECKING, cast
 from drivers.base import DeviceNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from drivers.base import Stimulator, StimulatorLimits
 
 STIMULATORS: dict[str, tuple[str, str]] = {
     "rehamove3": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
     "p24": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
+    "sciencemode2": ("drivers.stimulators.sciencemode2", "ScienceMode2"),
+    "sciencemode1": ("drivers.stimulators.sciencemode1", "ScienceMode1"),
+    "pulsepal": ("drivers.stimulators.pulsepal", "PulsePal"),
+    "ttl-byte": ("drivers.stimulators.ttl", "Ttl"),
+    "ttl-cedrus": ("drivers.stimulators.ttl", "Ttl"),
+    "ttl-line": ("drivers.stimulators.ttl", "Ttl"),
+    "motimove": ("drivers.stimulators.motimove", "MotiMove"),
 }
 
 
-def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write) -> Stimulator:
+def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write, options: Mapping[str, int] | None = None) -> Stimulator:
     """Construct the driver called `name` for `port`; no input or output yet. Raises `DeviceNotFoundError` for a name we do not know.
 
-    Every byte that the driver ever sends goes through `write`.
+    Every byte that the driver ever sends goes through `write`. `options` are what a person must say of a stimulator that cannot be asked.
     """
     try:
         module, class_name = STIMULATORS[name]
     except KeyError:
         raise DeviceNotFoundError(f"no stimulator driver is called {name!r}; there are: {', '.join(sorted(STIMULATORS))}") from None
-    return cast("Stimulator", getattr(import_module(module), class_name)(port, name, write))
+    return cast("Stimulator", getattr(import_module(module), class_name)(port, name, write, **(options or {})))
 
 
-def limits_of(name: str) -> StimulatorLimits:
+def limits_of(name: str, options: Mapping[str, int] | None = None) -> StimulatorLimits:
     """What the stimulator called `name` can do, for those who may ask and not drive. Raises `DeviceNotFoundError`."""
-    return load(name, "").limits
+    return load(name, "", options=options).limits

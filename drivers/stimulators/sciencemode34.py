@@ -11,16 +11,10 @@ P24_Instructions_for_Use_v1.1_20230125.pdf (pages 16-26); ScienceMode4_c_library
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import select
 import struct
-import termios
-import threading
-import time
 from binascii import crc_hqx
-from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,19 +23,25 @@ from drivers.base import (
     DeviceEvent,
     DeviceEventKind,
     DeviceMismatchError,
-    DeviceNotFoundError,
-    DriverError,
-    LimitError,
-    NotArmedError,
-    PortLostError,
     ProtocolError,
     PulseTrain,
-    ShortWriteError,
     StimulatorLimits,
+)
+from drivers.stimulators.serial_device import (
+    ANSWER_TIMEOUT_S,
+    DISARM_TIMEOUT_S,
+    IDENTIFY_TIMEOUT_S,
+    N_TRIES,
+    Line,
+    SerialDevice,
+    check_in_steps,
+    check_train,
+    dotted,
+    word,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 # --- codec: the frame -------------------------------------------------------------------------------------------------------------
 # F0 | 81 length | 81 length | 81 crc | 81 crc | stuffed payload | 0F. Length and crc bytes are always stuffed, so any value, F0 and 0F
@@ -215,13 +215,13 @@ def encode_ll_init(number: int) -> bytes:
 
 def encode_ll_channel_config(number: int, channel: int, points: Points) -> bytes:
     """Play `points` once on `channel` (1..4, on a P24 1..8: 5..8 is its second connector). Raises `LimitError`."""
-    _check("channel", channel, 1, 8, 1)
-    _check("points", len(points), 1, MAX_POINTS, 1)
+    check_in_steps("channel", channel, 1, 8, 1)
+    check_in_steps("points", len(points), 1, MAX_POINTS, 1)
     connector, colour = divmod(channel - 1, 4)
     data = bytearray((0x80 | colour << 5 | connector << 4 | len(points) - 1,))
     for duration_us, current_ua in points:
-        _check("duration_us", duration_us, MIN_POINT_US, MAX_POINT_US, 1)
-        _check("current_ua", current_ua, -MAX_CURRENT_UA, MAX_CURRENT_UA, CURRENT_STEP_UA)
+        check_in_steps("duration_us", duration_us, MIN_POINT_US, MAX_POINT_US, 1)
+        check_in_steps("current_ua", current_ua, -MAX_CURRENT_UA, MAX_CURRENT_UA, CURRENT_STEP_UA)
         code = current_ua // CURRENT_STEP_UA + _CURRENT_ZERO
         data += (duration_us << 20 | code << 10).to_bytes(4, "big")
     return encode_frame(number, Command.LL_CHANNEL_CONFIG, bytes(data))
@@ -262,24 +262,8 @@ def event_of(frame: Frame) -> DeviceEvent | None:
     return DeviceEvent(DeviceEventKind.DEVICE_ERROR, frame.number, code, f"{command.name}: {_result_name(code)}")
 
 
-def _word(text: bytes) -> str:
-    """What a box says of itself as one printable word; "-" where it says nothing."""
-    return "".join(chr(byte) if 33 <= byte <= 126 else "?" for byte in text.rstrip(b"\0 ")) or "-"
-
-
-def _dotted(version: bytes) -> str:
-    return ".".join(map(str, version))
-
-
 def _result_name(code: int) -> str:
     return f"{RESULTS.get(code, 'unknown result')} ({code})"
-
-
-def _check(field: str, value: float, lowest: int, highest: int, step: int) -> None:
-    """Refuse what the box would round or cannot do, naming the nearest value that it can."""
-    if not lowest <= value <= highest or value % step:
-        clamped = min(max(lowest, value), highest)  # NaN becomes `lowest`
-        raise LimitError(f"{field} = {value} is not in {lowest}..{highest} in steps of {step}; nearest is {round(clamped / step) * step}")
 
 
 # --- device -----------------------------------------------------------------------------------------------------------------------
@@ -289,19 +273,10 @@ MODELS = {
     "p24": StimulatorLimits("P24", 8, MAX_CURRENT_UA, CURRENT_STEP_UA, MIN_POINT_US, MAX_POINT_US, 1, 500.0, float("nan")),
 }
 
-ANSWER_TIMEOUT_S = 0.5
-N_TRIES = 2  # the first question after plugging in may get no answer (rehamove-integration-lib README)
-IDENTIFY_TIMEOUT_S = 0.2
-DISARM_TIMEOUT_S = 0.2
-CLOSE_TIMEOUT_S = 0.1
-READ_BYTES = 4096
-ASYNC_LOW_LATENCY = 0x2000  # linux/tty_flags.h: an FTDI chip then hands over answers within 1 ms, not 16
-PTY_MAJORS = range(136, 144)  # linux/major.h UNIX98_PTY_SLAVE_MAJOR
-
 _STOP_FRAMES = tuple(encode_ll_stop(number) for number in range(N_NUMBERS))
 
 
-class ScienceMode34:
+class ScienceMode34(SerialDevice[Frame]):
     """RehaMove3 or P24 on a serial port, pulse by pulse; a `drivers.base.Stimulator`.
 
     Parameters
@@ -314,182 +289,46 @@ class ScienceMode34:
         As `os.write`; every byte goes through it.
     """
 
+    LINE = Line(3_000_000, stop_bits=2, rts_cts=True)
+
     def __init__(self, port: str, model: str = "rehamove3", write: Callable[[int, bytes], int] = os.write) -> None:
-        self.port = port
-        self.model = model
-        self._write = write
-        self._limits = MODELS[model]
-        self._fd = -1
-        self._frames: dict[int, dict[int, tuple[bytes, ...]]] = {}
-        self._number = 0
-        self._armed = False
-        self._lost = False
-        self._only_stops = False  # all that was written since the last flush
-        self._begin_link()
-        self._facts: dict[str, object] = {}
-        self._prepare_ms = 0.0
+        super().__init__(port, model, MODELS[model], write)
+        self._n_numbers = N_NUMBERS
 
-    @property
-    def limits(self) -> StimulatorLimits:
-        """What the model can do."""
-        return self._limits
-
-    def open(self) -> None:
-        """Open the port and ask who is there; no output. A box that was left with its high voltage on is switched off."""
-        if self._fd >= 0:
-            return
-        self._begin_link()
-        self._fd, link = _open_port(self.port)
-        try:
-            self._facts = link | self._identify()
-        except DriverError:
-            self._release()
-            raise
-
-    def fileno(self) -> int:
-        """File descriptor to poll for `read_events`."""
-        if self._fd < 0:
-            raise PortLostError(f"{self.port} is not open")
-        return self._fd
-
-    def identify(self) -> str:
-        """Ask again who is there, once: in the middle of a session there is no box that just woke up. No output."""
-        if self._armed:
-            raise DriverError(f"{self._limits.model} is armed: it is asked who it is before that")
-        device_id, version = (self._ask_who(*question, n_tries=1, timeout_s=IDENTIFY_TIMEOUT_S) for question in self._who)
-        return " ".join((self._limits.model, _word(device_id[1:11]), _dotted(version[1:4])))
-
-    def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
-        """Encode each train at each current from one device step up to its own, under each packet number. Raises `LimitError`."""
-        began_ns = time.perf_counter_ns()
-        self._frames = {index: self._encode(train) for index, train in enumerate(trains)}
-        self._prepare_ms = (time.perf_counter_ns() - began_ns) / 1e6
-        return tuple(frame for levels in self._frames.values() for frames in levels.values() for frame in frames)
-
-    def arm(self) -> None:
-        """Switch the high voltage on and wait for the box to say so."""
-        try:
-            _, data = self._ask(Command.LL_INIT, b"\x00")
-            if data[0] != RESULT_OK:
-                raise ProtocolError(f"{self._limits.model} does not arm: {_result_name(data[0])}")
-        except DriverError:
-            self.stop()  # the box may have heard us even though we did not hear it
-            raise
-        self._armed = True
-
-    def trigger(self, train: int, current_ua: int) -> int:
-        """One pulse: look up, write once. Any doubt about the write disarms."""
-        if not self._armed:
-            raise NotArmedError(f"{self._limits.model} is not armed")
-        number = self._number
-        try:
-            frame = self._frames[train][current_ua][number]
-        except KeyError:
-            raise LimitError(f"train {train} at current_ua = {current_ua} was not prepared") from None
-        self._only_stops = False
-        try:
-            n_written = self._write(self._fd, frame)
-        except BlockingIOError:
-            n_written = 0
-        except OSError as error:
-            self._armed = False
-            raise PortLostError(f"{self.port}: {error}") from error
-        except DriverError:  # whoever checks the bytes has not let these go
-            self._armed = False
-            raise
-        self._number = (number + 1) % N_NUMBERS
-        if n_written != len(frame):
-            self._armed = False
-            raise ShortWriteError(f"{self.port} took {n_written} of {len(frame)} bytes")
-        return number
-
-    def stop(self) -> None:
-        """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
-
-        Not every port can drop: linux's usb-serial (FTDI, RehaMove3) cannot, a pty keeps what its reader's side has taken in. There, what
-        waits is played when a stalled box goes on, up to this stop; so whoever triggers waits for each answer before the next pulse.
-        """
-        self._armed = False
-        self._stop_answered = False
-        if self._fd < 0:
-            return
-        if not self._only_stops:
-            _try(lambda: termios.tcflush(self._fd, termios.TCOFLUSH))
-        frame = _STOP_FRAMES[self._number]
-        try:
-            self._only_stops = self._write(self._fd, frame) == len(frame)
-        except (OSError, DriverError):
-            pass
-        self._number = (self._number + 1) % N_NUMBERS
-
-    def disarm(self) -> None:
-        """Stop, and wait shortly for the answer. Never raises."""
-        self._armed = False
-        self._stop_answered = False
-        if self._fd < 0:
-            return
-        try:
-            self._ask(Command.LL_STOP, timeout_s=DISARM_TIMEOUT_S)
-        except DriverError:
-            pass
-
-    def read_events(self) -> list[DeviceEvent]:
-        """What the box has said since the last call; never blocks, never raises."""
-        try:
-            self._take(self._receive())
-        except PortLostError as error:
-            if not self._lost:
-                self._lost = True
-                self._pending.append(DeviceEvent(DeviceEventKind.PORT_LOST, -1, -1, str(error)))
-        events = list(self._pending)
-        self._pending.clear()
-        return events
-
-    def status(self) -> dict[str, object]:
-        """Model, firmware, port and link facts, for people."""
-        return {
-            "model": self._limits.model,
-            "port": self.port,
-            "open": self._fd >= 0,
-            "armed": self._armed,
-            "stop_answered": self._stop_answered,
-            "prepare_ms": round(self._prepare_ms, 1),
-            "n_prepared_frames": N_NUMBERS * sum(map(len, self._frames.values())),
-            "n_bad_frames": self._deframer.n_bad_frames,
-            **self._facts,
-        }
-
-    def close(self) -> None:
-        """Stop, disarm, release the port. May be called twice."""
-        if self._fd < 0:
-            return
-        self.stop()
-        self.disarm()
-        self._release()
-
-    # --- inside -------------------------------------------------------------------------------------------------------------------
-    def _begin_link(self) -> None:
-        """Forget what an earlier link said."""
-        self._deframer = Deframer()
-        self._pending: deque[DeviceEvent] = deque(maxlen=256)  # bounded: a babbling box must not fill the memory
-        self._n_bad_told = 0
-        self._n_read_bytes = 0
-        self._stop_answered = False
-        self._lost = False
-        self._only_stops = False
+    def _new_deframer(self) -> Deframer:
+        return Deframer()
 
     def _identify(self) -> dict[str, object]:
-        """Identity, firmware and state of the box."""
+        """Identity, firmware and state of the box; one that was left with its high voltage on is switched off."""
         device_id, version = (self._ask_who(*question) for question in self._who)
         found_state = self._ask_who(Command.GET_STIM_STATUS, 3)[1]
         if found_state == 1:
             self.disarm()
         return {
-            "device_id": _word(device_id[1:11]),
-            "firmware": _dotted(version[1:4]),
-            "protocol": _dotted(version[4:7]),
+            "device_id": word(device_id[1:11]),
+            "firmware": dotted(version[1:4]),
+            "protocol": dotted(version[4:7]),
             "found_state": ("off", "low level on", "mid level on", "mid level running")[found_state] if found_state < 4 else found_state,
         }
+
+    def _who_is_there(self) -> str:
+        device_id, version = (self._ask_who(*question, n_tries=1, timeout_s=IDENTIFY_TIMEOUT_S) for question in self._who)
+        return " ".join((self._limits.model, word(device_id[1:11]), dotted(version[1:4])))
+
+    def _switch_on(self) -> None:
+        _, data = self._ask(Command.LL_INIT, b"\x00")
+        if data[0] != RESULT_OK:
+            raise ProtocolError(f"{self._limits.model} does not arm: {_result_name(data[0])}")
+
+    def _stop_frame(self) -> bytes:
+        return _STOP_FRAMES[self._number]
+
+    def _switch_off(self) -> None:
+        self._ask(Command.LL_STOP, timeout_s=DISARM_TIMEOUT_S)
+
+    def _take_frame(self, frame: Frame) -> DeviceEvent | None:
+        self._stop_answered |= frame.command == Command.LL_STOP + 1
+        return event_of(frame)
 
     @property
     def _who(self) -> tuple[tuple[Command, int], tuple[Command, int]]:
@@ -515,130 +354,26 @@ class ScienceMode34:
         raise AssertionError("unreachable")
 
     def _ask(self, command: Command, data: bytes = b"", timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[int, bytes]:
-        """Send one command and wait for the answer with its number; what else arrives stays for `read_events`."""
-        number = self._number
-        self._number = (number + 1) % N_NUMBERS
-        frame = encode_frame(number, command, data)
-        self._only_stops &= command is Command.LL_STOP
-        try:
-            n_written = self._write(self.fileno(), frame)
-        except BlockingIOError:
-            n_written = 0
-        except OSError as error:
-            raise PortLostError(f"{self.port}: {error}") from error
-        if n_written != len(frame):
-            raise ShortWriteError(f"{self.port} took {n_written} of {len(frame)} bytes")
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        deadline_s = time.monotonic() + timeout_s
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            poll.poll(left_s * 1e3)
-            frames = self._receive()
-            answers = [it for it in frames if it.number == number and it.command in (command + 1, UNKNOWN_COMMAND) and it.data]
-            self._take([it for it in frames if it not in answers])
-            if answers:
-                self._stop_answered |= answers[0].command == Command.LL_STOP + 1
-                return answers[0].command, answers[0].data
-        raise AckTimeoutError(f"{self._limits.model} on {self.port} did not answer {command.name} within {timeout_s * 1e3:.0f} ms")
-
-    def _receive(self) -> list[Frame]:
-        """Frames that have arrived; never blocks. At most one read, so that a babbling box cannot hold us. Raises `PortLostError`."""
-        if self._fd < 0:
-            return []
-        try:
-            data = os.read(self._fd, READ_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            self._armed = False
-            raise PortLostError(f"{self.port}: {error}") from error
-        if not data:  # with VMIN = 1 nothing to read is EAGAIN, so this is a hang-up
-            self._armed = False
-            raise PortLostError(f"{self.port}: hung up")
-        self._n_read_bytes += len(data)
-        return self._deframer.feed(data)
-
-    def _take(self, frames: list[Frame]) -> None:
-        """Turn frames, and what the deframer threw away, into events."""
-        for frame in frames:
-            self._stop_answered |= frame.command == Command.LL_STOP + 1
-            if (event := event_of(frame)) is not None:
-                self._pending.append(event)
-        n_bad = self._deframer.n_bad_frames - self._n_bad_told
-        if n_bad:
-            self._n_bad_told += n_bad
-            self._pending.append(DeviceEvent(DeviceEventKind.PROTOCOL_ERROR, -1, -1, f"{n_bad} bad frame(s): {self._deframer.fault}"))
+        """Send one command and wait for the answer with its number."""
+        number = self._next_number()
+        self._send(encode_frame(number, command, data), is_stop=command is Command.LL_STOP)
+        answer = self._await(
+            lambda it: it.number == number and it.command in (command + 1, UNKNOWN_COMMAND) and bool(it.data), command.name, timeout_s
+        )
+        self._stop_answered |= answer.command == Command.LL_STOP + 1
+        return answer.command, answer.data
 
     def _encode(self, train: PulseTrain) -> dict[int, tuple[bytes, ...]]:
         """Every frame of one train, each decoded again and compared before it counts as sendable."""
-        limits = self._limits
-        current_ua = round(train.current_ma * 1e3, 3)
-        _check("channel", train.channel, 1, limits.n_channels, 1)
-        _check("current_ua", current_ua, limits.current_step_ua, limits.max_current_ua, limits.current_step_ua)
-        _check("phase_width_us", train.phase_width_us, limits.min_phase_width_us, limits.max_phase_width_us, limits.phase_width_step_us)
-        if train.interphase_gap_us:
-            _check("interphase_gap_us (unless 0)", train.interphase_gap_us, MIN_POINT_US, MAX_POINT_US, 1)
-        pulse_us = 2 * train.phase_width_us + train.interphase_gap_us + _RECOVERY_US
-        highest_hz = min(limits.max_pulse_rate_hz, 1e6 / pulse_us)
-        if not 0.0 < train.pulse_rate_hz <= highest_hz:
-            raise LimitError(f"pulse_rate_hz = {train.pulse_rate_hz} is not above 0 and at most {highest_hz:.6g}, which is the nearest")
+        # a gap below the box's shortest point would be lengthened; none at all is possible
+        gaps_us = range(1) if not train.interphase_gap_us else range(MIN_POINT_US, MAX_POINT_US + 1)
+        current_ua = check_train(train, self._limits, _RECOVERY_US, gaps_us)
+        step_ua = self._limits.current_step_ua
         levels: dict[int, tuple[bytes, ...]] = {}
-        for level_ua in range(limits.current_step_ua, int(current_ua) + 1, limits.current_step_ua):
+        for level_ua in range(step_ua, current_ua + 1, step_ua):
             points = pulse_points(level_ua, train.phase_width_us, train.interphase_gap_us)
             levels[level_ua] = tuple(encode_ll_channel_config(number, train.channel, points) for number in range(N_NUMBERS))
             for number, frame in enumerate(Deframer().feed(b"".join(levels[level_ua]))):
                 if frame[:2] != (number, Command.LL_CHANNEL_CONFIG) or decode_ll_channel_config(frame.data) != (train.channel, points):
                     raise ProtocolError(f"encoder fault: number {number}, current_ua = {level_ua}")
         return levels
-
-    def _release(self) -> None:
-        """Give the port back, whatever state it is in."""
-        self._armed = False
-        fd, self._fd = self._fd, -1
-        _try(lambda: termios.tcflush(fd, termios.TCIOFLUSH))
-        # The kernel waits up to 30 s for a box that takes nothing more; we do not.
-        closer = threading.Thread(target=os.close, args=(fd,), daemon=True)
-        closer.start()
-        closer.join(CLOSE_TIMEOUT_S)
-
-
-def _open_port(port: str) -> tuple[int, dict[str, object]]:
-    """Open a port for us alone, 3 Mbaud 8N2 with RTS/CTS, raw and non-blocking. Raises `DeviceNotFoundError`, `DeviceMismatchError`."""
-    try:
-        fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-    except OSError as error:
-        raise DeviceNotFoundError(f"{port}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        control = termios.CS8 | termios.CSTOPB | termios.CREAD | termios.CLOCAL | termios.CRTSCTS
-        characters: list[bytes | int] = [b"\0"] * 32
-        characters[termios.VMIN], characters[termios.VTIME] = 1, 0
-        attributes: list[int | list[bytes | int]] = [0, 0, control, 0, termios.B3000000, termios.B3000000, characters]
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
-        termios.tcflush(fd, termios.TCIOFLUSH)
-    except (OSError, termios.error) as error:
-        os.close(fd)
-        if isinstance(error, BlockingIOError):
-            raise DeviceNotFoundError(f"{port} is held by another program") from error
-        raise DeviceMismatchError(f"{port} is not a serial port that does 3 Mbaud: {error}") from error
-    # flock binds only those who ask for it too, TIOCEXCL only those who are not root. Not on a pty: a virtual box keeps it open, and the
-    # flag would outlive a guard that was killed.
-    exclusive = os.major(os.fstat(fd).st_rdev) not in PTY_MAJORS and _try(lambda: fcntl.ioctl(fd, termios.TIOCEXCL))
-    return fd, {"exclusive": exclusive, "low_latency": _try(lambda: _set_low_latency(fd))}
-
-
-def _try(setting: Callable[[], object]) -> bool:
-    """Do what not every port can (a pty has no latency timer); say whether it worked."""
-    try:
-        setting()
-    except (OSError, termios.error):
-        return False
-    return True
-
-
-def _set_low_latency(fd: int) -> None:
-    serial = bytearray(72)  # struct serial_struct; its flags are the fifth int
-    fcntl.ioctl(fd, termios.TIOCGSERIAL, serial)
-    flags = struct.unpack_from("i", serial, 16)[0]
-    struct.pack_into("i", serial, 16, flags | ASYNC_LOW_LATENCY)
-    fcntl.ioctl(fd, termios.TIOCSSERIAL, serial)

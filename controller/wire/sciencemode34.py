@@ -1,92 +1,29 @@
-"""What leaves the port is what was approved: each frame is read again, by a decoder of our own, before its bytes may go.
-
-Guard builds its stimulator with `WireCheck.write` for `os.write`, so no byte of the driver goes another way. The decoder is written from
-the maker's byte tables, apart from the driver's encoder and apart from the virtual stimulator: an encoder's error in bits, units, channels
-or stuffing becomes a `WireError`, not a current. It knows a list of frames without output and one form of pulse; all else stays here.
-
-Standard library and `drivers.base` alone. Never here: an encoder, a device, a limit (those are the supervisor's, whose words `due` brings).
+"""ScienceMode3 and 4 (RehaMove3, P24): reads what leaves, from the makers' byte tables alone.
 
 Facts from: RehaMove3_ScienceMode_Description_and_Protocol_20180421.pdf; P24_Instructions_for_Use_v1.1_20230125.pdf (pages 16-26).
 """
 
 from __future__ import annotations
 
-import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from drivers.base import DeviceNotFoundError, WireError
+from controller.wire import Pulse
+from drivers.base import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
+
+STATELESS = True  # a frame says all of its pulse
 
 
-class Pulse(NamedTuple):
-    """A biphasic, balanced pulse, positive phase first; an interphase gap of 0 is none."""
-
-    channel: int
-    current_ua: int
-    phase_width_us: int
-    interphase_gap_us: int
+def decoder(name: str) -> Callable[[bytes], Pulse | None]:
+    """The decoder for "rehamove3" or "p24"."""
+    n_channels, questions = _SCIENCEMODE[name]
+    return lambda data: decode_sciencemode(data, n_channels, questions)
 
 
-class WireCheck:
-    """The last look at every byte; `decode` reads one frame: its `Pulse`, or None where it has no output. Raises `WireError`.
-
-    Attributes
-    ----------
-    due : tuple of (channel, current_ua, phase_width_us, interphase_gap_us), or None
-        The one pulse that may leave with the next write, in the supervisor's words. Any write spends it, whatever comes of it.
-    """
-
-    __slots__ = ("_decode", "_learnt", "due")
-
-    def __init__(self, decode: Callable[[bytes], Pulse | None]) -> None:
-        self.due: tuple[int, int, int, int] | None = None
-        self._decode = decode
-        self._learnt: dict[bytes, Pulse | None] = {}
-
-    def learn(self, frames: Iterable[bytes]) -> None:
-        """Decode beforehand what the driver prepared, in place of what was learnt before. Raises `WireError` if one is unlawful."""
-        shapes: dict[Pulse | None, Pulse | None] = {}  # 64 frames, one for each packet number, share a pulse
-        learnt = {}
-        for frame in frames:
-            pulse = self._decode(frame)
-            learnt[frame] = shapes.setdefault(pulse, pulse)
-        self._learnt = learnt
-
-    def write(self, fd: int, data: bytes) -> int:
-        """As `os.write`, called once, if `data` is one frame that may leave now. Raises `WireError`: no byte left."""
-        due, self.due = self.due, None
-        try:
-            pulse = self._learnt[data]
-        except (KeyError, TypeError, ValueError):  # not learnt; or no bytes, which could still change after the check: `_decode` says so
-            pulse = self._decode(data)
-        if pulse is not None and pulse != due:
-            raise WireError(_difference(pulse, due))
-        return os.write(fd, data)
-
-
-def for_driver(name: str) -> WireCheck:
-    """The wire check of the driver called `name`. Raises `DeviceNotFoundError`: without one, no driver is used."""
-    try:
-        n_channels, questions = _SCIENCEMODE[name]
-    except KeyError:
-        raise DeviceNotFoundError(f"no wire check for a driver called {name!r}; there are: {', '.join(sorted(_SCIENCEMODE))}") from None
-    return WireCheck(lambda data: decode_sciencemode(data, n_channels, questions))
-
-
-def _difference(pulse: Pulse, due: tuple[int, int, int, int] | None) -> str:
-    """Name what differs."""
-    if due is None:
-        return f"no pulse is due, but a frame was to leave: {pulse}"
-    fields = zip(Pulse._fields, pulse, due, strict=True)
-    return "the frame is not the pulse that is due: " + ", ".join(
-        f"{name} is {ours}, due {theirs}" for name, ours, theirs in fields if ours != theirs
-    )
-
-
-# --- ScienceMode3 and 4: the frame -------------------------------------------------------------------------------------------------
+# --- the frame -------------------------------------------------------------------------------------------------
 # F0, head, payload, 0F. In the head each byte of length (2) and checksum (2) is a pair: 81, byte XOR 55. In the payload just F0, 0F and 81
 # are such pairs, so there is one way alone to write a payload, and nothing but one whole frame matches.
 _FRAME = re.compile(rb"\xf0\x81(.)\x81(.)\x81(.)\x81(.)((?:[^\xf0\x0f\x81]|\x81[\xa5\x5a\xd4])+)\x0f", re.DOTALL)
@@ -136,7 +73,7 @@ def _unwrap(data: bytes) -> tuple[int, bytes]:
     return (plain[0] & 3) << 8 | plain[1], plain[2:]  # the six bits above are the packet number, which may be any
 
 
-# --- ScienceMode3 and 4: the commands ----------------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------
 _LL_INIT, _LL_CHANNEL_CONFIG, _LL_STOP = 0, 2, 4
 _VERSION_MAIN, _DEVICE_ID, _STIM_STATUS, _EXTENDED_VERSION = 50, 52, 62, 68
 _SCIENCEMODE = {  # channels, and the questions that a driver asks
