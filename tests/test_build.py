@@ -14,6 +14,7 @@ from controller import build
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = "drivers.stimulators.sciencemode34"
+OF_REHAMOVE3 = (DRIVER, "drivers.stimulators.serial_device", "controller.wire.sciencemode34")
 
 
 def source(name):
@@ -52,11 +53,12 @@ def test_a_changed_module_has_another_hash(tmp_path, monkeypatch):
 @pytest.mark.safety("F10")
 def test_what_guard_loads_is_hashed():
     code = (
-        "import sys, controller.guard; from drivers import stimulators; stimulators.load('rehamove3', 'x');"
+        "import sys, controller.guard; from controller import wire; from drivers import stimulators;"
+        "wire.for_driver('rehamove3'); stimulators.load('rehamove3', 'x');"
         "print(*(name for name in sys.modules if name.split('.')[0] in ('controller', 'drivers')))"
     )
     loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-    assert loaded - {"controller", "drivers"} <= {*build.MODULES, DRIVER}
+    assert loaded - {"controller", "drivers"} <= {*build.MODULES, *OF_REHAMOVE3}
     for package in ("controller", "drivers"):
         assert source(package).read_bytes() == b"", "an empty file needs no hash"
 
@@ -68,7 +70,8 @@ def test_hashing_loads_next_to_nothing():
 
 
 def test_all_drivers_are_known():
-    assert build.driver_modules() == (DRIVER,)
+    assert {*OF_REHAMOVE3} < {*build.driver_modules()}
+    assert all(build.hashes(name)[name] != build.ABSENT for name in build.driver_modules())
 
 
 # --- bill of materials: what the standard's schema demands of the parts that we use -------------------------------------------------
@@ -155,7 +158,7 @@ def test_command(capsys):
     assert main(["version", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["version"] == distribution("calmloop").version
-    assert facts["modules"] == build.hashes(DRIVER) and facts["total"] == build.total(facts["modules"])
+    assert facts["modules"] == build.hashes(*build.driver_modules()) and facts["total"] == build.total(facts["modules"])
     assert main(["version"]) == 0
     text = capsys.readouterr().out
     assert all(value in text for value in (*facts["modules"].values(), facts["total"], facts["version"]))

@@ -564,7 +564,13 @@ def test_a_frame_that_is_not_what_was_approved_never_leaves(tmp_path, monkeypatc
 def test_guard_says_which_build_it_is(guard):
     (start,) = [row for row in guard.rows() if "start_ns" in row]
     assert start["build"] == guard.ask("status")["build"]
-    for name in ("controller.supervisor", "controller.limits", "controller.wire", "controller.guard", "drivers.stimulators.sciencemode34"):
+    for name in (
+        "controller.supervisor",
+        "controller.limits",
+        "controller.guard",
+        "controller.wire.sciencemode34",
+        "drivers.stimulators.serial_device",
+    ):
         path = ROOT / (name.replace(".", "/") + ".py")
         assert start["build"][name] == hashlib.sha256(path.read_bytes()).hexdigest()
 

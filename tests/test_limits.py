@@ -191,6 +191,12 @@ def test_the_device_is_a_layer_of_its_own():
         words = f"device.max_current_ua = {value!r} must be a whole number from 1 to 1000000000 [A12, device]"
         assert wrong(max_current_ua=value) == [words]
     assert wrong(current_step_ua=1, max_current_ua=10**9) == []
+    assert wrong(latency_spread_ns=0) == wrong(latency_spread_ns=10**9) == []
+    for value in (-1, 10**9 + 1, 0.5):
+        words = f"device.latency_spread_ns = {value!r} must be a whole number from 0 to 1000000000 [A12, device]"
+        assert wrong(latency_spread_ns=value) == [words]
+    assert (DEVICE.latency_spread_ns, RX.min_spacing_ns) == (0, 10 * MS)
+    assert replace(RX, device=DEVICE._replace(latency_spread_ns=14 * MS)).min_spacing_ns == 24 * MS
 
 
 def test_all_that_is_wrong_is_named_at_once():

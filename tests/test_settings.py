@@ -4,6 +4,7 @@ import json
 import math
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from annotated_types import Ge, Le
@@ -15,6 +16,9 @@ from pydantic import ValidationError
 from controller import limits
 from controller import settings as module
 from controller.settings import SettingsError, Train, check, figures, guard_view, load, parse, summary
+from controller.wire import DECODERS
+from drivers.simulated.twin import TWINS
+from drivers.stimulators import STIMULATORS
 from tests.bed import DEVICE
 
 CONFIG = Path(__file__).parent.parent / "config"
@@ -63,6 +67,7 @@ BOUNDS = [
     ("realtime", "max_sample_age_ms", 10.0, 250.0, 0.001),
     ("realtime", "max_lateness_ms", 5.0, 250.0, 0.001),
 ]
+DIAL = {"dial_current_ma": 20.0, "dial_phase_width_us": 500, "dial_interphase_gap_us": 100}
 WEAK = {("trains", "current_ma"): 0.5, ("trains", "ramp_up_ms"): 0, ("trains", "taper_ms"): 0, ("trains", "duration_ms"): 50}
 STRONG = {("prescription", "max_current_ma"): 60.0, ("prescription", "max_charge_per_phase_uc"): 30.0}
 ALSO = {
@@ -122,9 +127,57 @@ def test_every_bound_is_in_the_table():
         (table, key): tuple(limit.ge if isinstance(limit, Ge) else limit.le for limit in field.metadata if isinstance(limit, Ge | Le))
         for table, model in module.TABLES.items()
         for key, field in model.model_fields.items()
-        if field.annotation in (int, float)
+        if field.annotation in (int, float) and table != "stimulator"  # each of its figures belongs to a driver of its own
     }
     assert bounded == {(table, key): (least, most) for table, key, least, most, _ in BOUNDS}
+
+
+def stimulator(driver, **options):
+    return demo({("stimulator", key): value for key, value in {"driver": driver, **options}.items()})
+
+
+def test_every_driver_has_its_row():
+    assert set(get_args(module.Driver)) == set(module.DEVICES) == set(module.OPTIONS) == set(STIMULATORS) == set(DECODERS) == set(TWINS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "options"),
+    [("rehamove3", {}), ("pulsepal", {"ma_per_volt": 2.5}), *((f"ttl-{kind}", DIAL) for kind in ("byte", "cedrus", "line"))],
+)
+@pytest.mark.safety("A12")
+def test_what_a_stimulator_that_cannot_be_asked_must_be_told(driver, options):
+    settings = build(stimulator(driver, **options))
+    words = {"ma_per_volt": ("ua_per_volt", 1000), "dial_current_ma": ("dial_current_ua", 1000)}
+    named = {key: words.get(key, (key, 1)) for key in options}
+    assert settings.stimulator.options == {name: options[key] * factor for key, (name, factor) in named.items()}
+    assert parse(settings.to_toml()) == settings
+    for key in options:
+        if key != "dial_interphase_gap_us":  # none is possible
+            (found,) = problems(stimulator(driver, **{k: v for k, v in options.items() if k != key}))
+            assert f"[stimulator] {key} is missing: {driver} cannot be asked what" in found
+        for wrong in (-1.0, 1e6, float("nan"), "2", True):
+            assert any(f"[stimulator] {key}" in one for one in problems(stimulator(driver, **options | {key: wrong})))
+    for key, value in ({"ma_per_volt": 2.5} | DIAL).items():
+        if key not in options:
+            assert (
+                f"[stimulator] {key} = {value} means nothing to {driver}: leave it out"
+                in problems(stimulator(driver, **options, **{key: value}))[0]
+            )
+
+
+@pytest.mark.parametrize(("key", "other"), [("current_ma", 10.0), ("phase_width_us", 400), ("interphase_gap_us", 50)])
+@pytest.mark.safety("A12")
+def test_where_a_dial_sets_the_pulse_the_trains_are_the_dials(key, other):
+    raw = stimulator("ttl-byte", **DIAL)
+    raw["trains"]["peroneal"][key] = other
+    (found,) = problems(raw)
+    assert f"{key} = {other} must be {DIAL[f'dial_{key}']}: on ttl-byte the dial sets it ([stimulator] dial_{key})" in found
+
+
+def test_what_a_dial_cannot_keep_is_said():
+    notes = " ".join(summary(build(stimulator("ttl-byte", **DIAL)))["notes"])
+    assert "cannot set a current" in notes and "A11 is not kept" in notes and "look at them" in notes
+    assert "electrode" not in " ".join(summary(build(stimulator("rehamove3")))["notes"])
 
 
 def test_every_field_says_what_it_means():
@@ -449,6 +502,7 @@ def test_guard_view():
         "driver": "rehamove3",
         "port": "/dev/ttyX",
         "serial": "",
+        "options": {},
         "priority": 80,
         "cpus": [1],
     }

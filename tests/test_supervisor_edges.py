@@ -827,6 +827,20 @@ def test_the_least_spacing_counts_from_when_the_last_pulse_was_surely_over():
         assert bed.s.withheld_total == late_ns + 1
 
 
+@pytest.mark.safety("A3", "E5")
+def test_a_stimulator_whose_latency_varies_gets_its_commands_further_apart():
+    """Of a RehaStim2 a pulse comes 10 to 24 ms after its command: 24 ms apart, and the pulses are 10 ms apart at least."""
+    varies = replace(FREE, trains=(replace(FLAT, pulse_rate_mhz=40_000),), device=DEVICE._replace(latency_spread_ns=14 * MS))
+    for late_ns in (0, 1):
+        bed = Bed(varies).armed()
+        bed.acking = False
+        bed.request()
+        bed.now += MS + 1_100_000 + late_ns  # of 25 ms, 24 and a pulse are to be left
+        bed.do(Kind.ACK)
+        bed.now = bed.s.pulse_due_ns
+        assert bed.do(Kind.TICK).delivered is not bool(late_ns)
+
+
 @pytest.mark.safety("A9", "E2")
 def test_the_rest_begins_when_the_last_pulse_was_surely_over():
     """A train of one pulse that the box plays late: it is over after 20 ms, and answered for after 80."""
