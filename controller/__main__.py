@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=float, default=60.0, help="how long spasms are drawn (default 60)")
     demo.add_argument("--seed", type=int, default=1, help="which spasms (default 1)")
     demo.add_argument("--headless", action="store_true", help="no page; print the summary alone")
+    demo.add_argument("--stimulator", metavar="NAME", help="another virtual stimulator than the settings' (default: rehamove3)")
     demo.add_argument("--config", default=None, help="settings (default: the demo's own)")
     demo.add_argument("--sessions", default=None, help="folder for the session (default: as the settings say)")
     demo.add_argument("--bed", default=None, help="name of the control socket (default demo-PID)")
@@ -72,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=int, default=1)
     simulate.add_argument("--seconds", type=float, default=None, help="end after this long (default: at ^C)")
     simulate.add_argument("--source-id", default="calmloop-body", help="so that two bodies can be told apart (default calmloop-body)")
+    simulate.add_argument("--stimulator", metavar="NAME", default="rehamove3", help="whose protocol (default rehamove3)")
+    simulate.add_argument("--fault", metavar="NAME@N", help="what goes wrong with the stimulator after N pulses, for example hang@10")
     simulate.add_argument("--output", default="simulated", help="folder for the truth and the stimulator's log")
 
     for name, text in (

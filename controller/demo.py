@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 
     from controller.settings import Settings
 
+STIMULATOR = "rehamove3"
+#: what the demo's settings say of another stimulator: [stimulator], and of its train what that one cannot do as prescribed
+_DIAL = {"dial_current_ma": 20.0, "dial_phase_width_us": 500, "dial_interphase_gap_us": 100}
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "p24": ({}, {}),
+    "sciencemode2": ({}, {"pulse_rate_hz": 30.0}),  # the box's own latency varies by 14 ms
+    "sciencemode1": ({}, {}),
+    "pulsepal": ({"ma_per_volt": 2.5}, {}),
+    **dict.fromkeys(("ttl-byte", "ttl-cedrus", "ttl-line"), (_DIAL, {"ramp_up_ms": 0, "taper_ms": 0})),  # no current can be set
+    "motimove": ({}, {}),
+}
+
 SOFT_START_S = 5.5  # the supervisor: 20 % a second
 READY_S = 180.0  # the first run compiles the kernels
 END_S = 15.0
@@ -101,12 +113,12 @@ class Process:
 class Bench:
     """The virtual stimulator and whoever publishes the signals, wired together in one folder."""
 
-    def __init__(self, folder: Path, source: list[str], source_name: str, stimulator: str = "rehamove3") -> None:
+    def __init__(self, folder: Path, source: list[str], source_name: str, stimulator: str = STIMULATOR, *fault: str) -> None:
         self.folder = folder
         self.stimulator = Process(
             "the virtual stimulator",
             *("drivers.simulated.twin", stimulator),
-            *("--log", str(folder / "stimulator.jsonl"), "--pulses-to", str(folder / "pulses.sock"), "--lifeline"),
+            *("--log", str(folder / "stimulator.jsonl"), "--pulses-to", str(folder / "pulses.sock"), "--lifeline", *fault),
         )
         try:
             self.port: str = self.stimulator.line("was ready")["port"]
@@ -128,7 +140,7 @@ class Bench:
         self.stimulator.end(signal.SIGTERM)
 
 
-def body(folder: Path, seed: int, source_id: str, *more: str) -> Bench:
+def body(folder: Path, seed: int, source_id: str, *more: str, stimulator: str = STIMULATOR, fault: str | None = None) -> Bench:
     """A bench with the simulated body. Raises `DemoError` where it does not come up."""
     return Bench(
         folder,
@@ -138,6 +150,8 @@ def body(folder: Path, seed: int, source_id: str, *more: str) -> Bench:
             *more,
         ],
         "the simulated body",
+        stimulator,
+        *(("--fault", fault) if fault else ()),
     )
 
 
@@ -236,7 +250,7 @@ def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]
     with tempfile.TemporaryDirectory(prefix="calmloop-demo-") as work_name:
         work = Path(work_name)
         say("starting the simulated body and the virtual stimulator (the first run compiles the kernels: up to a minute)")
-        bench = body(work, seed, source_id, "--wait")
+        bench = body(work, seed, source_id, "--wait", stimulator=config.stimulator.driver)
         daemon = None
         session = None
         try:
@@ -284,6 +298,22 @@ def watch(seconds: float, daemon: LiveDaemon, bench: Bench) -> None:
         time.sleep(min(0.1, left))
 
 
+def unknown(stimulator: str) -> str:
+    """What is wrong with the name of a stimulator; empty = nothing."""
+    names = sorted({STIMULATOR, *OTHERS})
+    return "" if stimulator in names else f"--stimulator {stimulator!r} is none of {', '.join(names)}"
+
+
+def with_stimulator(config: Settings, name: str) -> Settings:
+    """The same settings for another stimulator, and trains as that one can give them."""
+    if name == config.stimulator.driver:
+        return config
+    told, train = OTHERS.get(name, ({}, {}))
+    stimulator = settings.Stimulator(driver=name, port=config.stimulator.port, **told)  # type: ignore[arg-type]
+    trains = {key: one.model_copy(update=train) for key, one in config.trains.items()}
+    return settings.parse(config.model_copy(update={"stimulator": stimulator, "trains": trains}).to_toml(), f"demo with {name}")
+
+
 def pointed_at(config: Settings, port: str, source_id: str) -> Settings:
     """Settings whose stimulator is at `port` and whose streams are those of the source called `source_id`."""
     copy = config.model_copy(
@@ -301,11 +331,16 @@ def command(args: argparse.Namespace) -> int:
     if not 1 <= args.seconds <= 86400:
         say(f"--seconds {args.seconds:g} must be at least 1 and at most 86400")
         return 2
+    if args.stimulator and (wrong := unknown(args.stimulator)):
+        say(wrong)
+        return 2
     try:
         config = settings.load(args.config or default_config("demo.toml"))
         if args.sessions:
             folder = config.session.model_copy(update={"folder": args.sessions})
             config = settings.parse(config.model_copy(update={"session": folder}).to_toml(), "demo")
+        if args.stimulator:
+            config = with_stimulator(config, args.stimulator)
     except settings.SettingsError as error:
         say(str(error))
         return 2
@@ -325,19 +360,29 @@ def command(args: argparse.Namespace) -> int:
 
 def simulate_command(args: argparse.Namespace) -> int:
     """`calmloop simulate`: body and virtual stimulator until ^C or the given time."""
+    if wrong := unknown(args.stimulator):
+        say(wrong)
+        return 2
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pulses.sock").unlink(missing_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        bench = body(folder, args.seed, args.source_id, "--wait")
+        bench = body(folder, args.seed, args.source_id, "--wait", stimulator=args.stimulator, fault=args.fault)
     except DemoError as error:
         say(str(error))
         return 1
     sources = [f"{args.source_id}-emg", f"{args.source_id}-force"]
-    facts = {"port": bench.port, "streams": ["calmloop body EMG", "calmloop body torque"], "source_ids": sources, "folder": str(folder)}
+    facts = {
+        "stimulator": args.stimulator,
+        "port": bench.port,
+        "streams": ["calmloop body EMG", "calmloop body torque"],
+        "source_ids": sources,
+        "folder": str(folder),
+    }
     text = (
-        f"stimulator at {bench.port}; LSL streams 'calmloop body EMG' and 'calmloop body torque' (source_id {' and '.join(sources)}); "
+        f"virtual {args.stimulator} at {bench.port}; "
+        f"LSL streams 'calmloop body EMG' and 'calmloop body torque' (source_id {' and '.join(sources)}); "
         f"truth and pulse log in {folder} at the end (^C)"
     )
     print(json.dumps(facts) if args.json else text, flush=True)

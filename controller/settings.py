@@ -674,6 +674,9 @@ def _device_problems(name: str, train: Train, stimulator: Stimulator) -> Iterato
             if (dial or key in _MAY_BE_NOUGHT) and getattr(train, key) != dial:
                 words = f"must be {dial}: on {driver} the dial sets it ([stimulator] dial_{key})"
                 yield _Problem(("trains", name, key), f" = {getattr(train, key)} {words}")
+        for key in ("ramp_up_ms", "taper_ms"):
+            if getattr(train, key):
+                yield _Problem(("trains", name, key), f" = {getattr(train, key)} must be 0: on {driver} a dial sets the current")
     elif (steps := train.current_ma / device.current_step_ma) != floor(steps):
         low_ma, high_ma = floor(steps) * device.current_step_ma, (floor(steps) + 1) * device.current_step_ma
         words = f"must be a multiple of {device.current_step_ma} mA on {driver}: the nearest are {low_ma} and {high_ma} mA"

@@ -133,7 +133,8 @@ def test_every_bound_is_in_the_table():
 
 
 def stimulator(driver, **options):
-    return demo({("stimulator", key): value for key, value in {"driver": driver, **options}.items()})
+    flat = {("trains", "ramp_up_ms"): 0, ("trains", "taper_ms"): 0} if driver.startswith("ttl") else {}
+    return demo(flat | {("stimulator", key): value for key, value in {"driver": driver, **options}.items()})
 
 
 def test_every_driver_has_its_row():
@@ -172,6 +173,9 @@ def test_where_a_dial_sets_the_pulse_the_trains_are_the_dials(key, other):
     raw["trains"]["peroneal"][key] = other
     (found,) = problems(raw)
     assert f"{key} = {other} must be {DIAL[f'dial_{key}']}: on ttl-byte the dial sets it ([stimulator] dial_{key})" in found
+    raw = stimulator("ttl-byte", **DIAL)
+    raw["trains"]["peroneal"] |= {"ramp_up_ms": 50, "taper_ms": 100}
+    assert all(f"{ramp} must be 0: on ttl-byte a dial" in one for ramp, one in zip(("50", "100"), problems(raw), strict=True))
 
 
 def test_what_a_dial_cannot_keep_is_said():
