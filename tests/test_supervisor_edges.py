@@ -1015,3 +1015,13 @@ def test_the_lawful_currents_are_worked_out_in_the_stimulators_steps():
     assert bed.s.lawful_ua == (frozenset({5_000, 10_000, 15_000}),)
     assert check_prescription(bed.s.prescription) == ["train peroneal: charge 10000 nC per phase is above 7500 nC [A4, prescription]"]
     assert all(a < b for a, b in pairwise(sorted(bed.s.lawful_ua[0])))
+
+
+@pytest.mark.safety("A1", "A10")
+def test_a_negative_current_makes_no_room_in_the_dose():
+    """Of a phase of 1 ms a current of -1 uA would be -1 nC a pulse."""
+    bed = Bed(replace(FREE, trains=(replace(FLAT, current_ua=10_000, phase_width_us=1000),))).armed()
+    bed.s.session = Dose(0, FREE.max_charge_session_nc + 1, 0)
+    bed.request(current_ua=-1)
+    assert not bed.last.delivered
+    assert "in this session" in bed.last.reasons[0] and "[A10" in bed.last.reasons[0]

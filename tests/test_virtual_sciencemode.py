@@ -43,7 +43,7 @@ def running_twin(folder, *arguments):
     try:
         ready = json.loads(process.stdout.readline())
         assert ready["ready"] and ready["pid"] == process.pid
-        yield SimpleNamespace(port=ready["port"], process=process, end=end)
+        yield SimpleNamespace(port=ready["port"], process=process, end=end, log=log)
     finally:
         process.kill()
         process.wait(5)
