@@ -154,10 +154,9 @@ def test_what_it_cannot_do_is_refused_with_the_nearest_and_nothing_is_sent(name)
     if limits.phase_width_step_us > 1:
         wrong.append({"phase_width_us": good.phase_width_us + 1})
     for changes in wrong:
-        field = next(iter(changes))
-        with pytest.raises(LimitError, match=f"{field}.*nearest") as caught:
+        field = next(iter(changes)).replace("_ma", "_ua")
+        with pytest.raises(LimitError, match=f"{field}.*nearest"):
             driver.prepare([train_of(name, **changes)])
-        assert str(caught.value)
     assert driver.prepare([good]) and sent == []
 
 
