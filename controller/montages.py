@@ -220,29 +220,45 @@ HALF: tuple[Point, ...] = (
 CREASES: Mapping[View, tuple[tuple[Point, ...], ...]] = {
     "front": (
         *(((1.5, 147.0), (8.0, 148.0), (17.5, 147.6)), ((16.6, 131.5), (12.0, 127.5), (6.0, 126.5), (1.5, 128.0))),
-        *(((13.0, 97.5), (8.0, 91.5), (2.0, 86.0)), ((6.2, 53.5), (8.6, 54.6), (11.0, 53.5), (11.3, 50.5), (8.6, 47.8), (5.9, 50.5), (6.2, 53.5))),
-        *(((23.9, 111.2), (27.5, 112.4), (31.2, 113.2)), ((31.2, 87.6), (33.6, 87.4), (36.0, 88.6)), ((8.3, 43.5), (7.6, 30.0), (7.4, 14.0))),
+        *(
+            ((13.0, 97.5), (8.0, 91.5), (2.0, 86.0)),
+            ((6.2, 53.5), (8.6, 54.6), (11.0, 53.5), (11.3, 50.5), (8.6, 47.8), (5.9, 50.5), (6.2, 53.5)),
+        ),
+        *(
+            ((23.9, 111.2), (27.5, 112.4), (31.2, 113.2)),
+            ((31.2, 87.6), (33.6, 87.4), (36.0, 88.6)),
+            ((8.3, 43.5), (7.6, 30.0), (7.4, 14.0)),
+        ),
     ),
     "back": (
         *(((0.0, 150.0), (0.0, 125.0), (0.0, 100.0)), ((6.5, 144.0), (6.0, 136.0), (8.0, 129.0), (12.5, 136.0), (16.5, 144.5))),
         *(((0.0, 97.0), (0.0, 90.0), (0.0, 82.5)), ((1.2, 82.0), (6.5, 80.2), (12.5, 81.5)), ((4.3, 49.8), (8.6, 49.2), (12.9, 49.8))),
-        *(((26.2, 112.4), (27.4, 113.6), (28.6, 113.0)), ((3.4, 32.5), (6.3, 29.0), (8.2, 31.5), (10.5, 28.5), (13.4, 31.5)), ((7.0, 16.0), (7.4, 7.0))),
+        *(
+            ((26.2, 112.4), (27.4, 113.6), (28.6, 113.0)),
+            ((3.4, 32.5), (6.3, 29.0), (8.2, 31.5), (10.5, 28.5), (13.4, 31.5)),
+            ((7.0, 16.0), (7.4, 7.0)),
+        ),
     ),
 }
-LANDMARKS: Mapping[View, tuple[tuple[str, float, float], ...]] = {
+# name, x, y; the name stands toward the midline (-1) or on the outside (1)
+LANDMARKS: Mapping[View, tuple[tuple[str, float, float, int], ...]] = {
     "front": (
-        *(("acromion", 20.3, 146.0), ("front spine of pelvis", 12.6, 98.0), ("femoral pulse", 7.0, 89.6), ("pubic bone", 2.0, 87.0)),
-        *(("trochanter", 17.0, 91.0), ("kneecap", 8.6, 51.0), ("head of fibula", 13.2, 46.6), ("ridge of shin", 7.9, 36.0)),
-        *(("lateral epicondyle", 31.0, 113.8), ("medial epicondyle", 23.8, 112.6), ("tendon of biceps", 27.0, 113.2)),
+        *(("acromion", 20.3, 146.0, -1), ("front spine of pelvis", 12.6, 98.0, -1), ("femoral pulse", 7.0, 89.6, -1)),
+        *(("pubic bone", 2.0, 87.0, -1), ("trochanter", 17.0, 89.8, -1), ("kneecap", 8.6, 51.0, -1), ("head of fibula", 13.2, 46.6, 1)),
+        *(("ridge of shin", 7.9, 36.0, -1), ("lateral epicondyle", 31.0, 113.8, 1), ("medial epicondyle", 23.8, 112.0, -1)),
+        *(("tendon of biceps", 27.2, 113.4, 1),),
     ),
     "back": (
-        *(("acromion", 20.3, 146.0), ("rear fold of armpit", 17.6, 132.0), ("point of elbow", 27.4, 112.8), ("lateral epicondyle", 31.0, 113.8)),
-        *(("sitting bone", 6.3, 83.0), ("trochanter", 17.0, 91.0), ("crease of knee", 8.6, 49.5), ("head of fibula", 13.2, 46.6), ("heel", 8.4, 2.5)),
+        *(("acromion", 20.3, 146.0, -1), ("fold of armpit", 17.4, 133.6, 1), ("point of elbow", 27.4, 112.2, -1)),
+        *(("lateral epicondyle", 31.0, 113.8, 1), ("sitting bone", 6.3, 83.0, -1), ("trochanter", 17.0, 90.6, 1)),
+        *(("crease of knee", 8.6, 49.5, -1), ("head of fibula", 13.2, 46.6, 1), ("heel", 8.4, 2.5, -1)),
     ),
 }
 COLOURS = {"cathode": "#1554a8", "anode": "#c4262e", "emg": "#1e7d46"}
 SYMBOLS = {"cathode": "−", "anode": "+", "emg": ""}
 SKIN, LINE, GREY = "#f6e9df", "#8a7566", "#5f6368"
+HALO = 'paint-order="stroke" stroke="white" stroke-width="3" stroke-linejoin="round"'
+TOP_PX, PANEL_PX = 100, 500
 BOTH = (1, -1)
 
 
@@ -262,9 +278,9 @@ class Frame(NamedTuple):
         """1 where the treated side is on the reader's right: the person's left seen from the front, the right seen from the back."""
         return 1 if (self.side == "left") == (self.view == "front") else -1
 
-    def at(self, x_cm: float, y_cm: float) -> str:
-        """A point as SVG writes it; `x_cm` toward the reader's right."""
-        return f"{self.left_px + (x_cm - self.x_cm) * self.scale:.1f},{self.top_px + (self.y_cm - y_cm) * self.scale:.1f}"
+    def at(self, x_cm: float, y_cm: float) -> Point:
+        """A point of the page; `x_cm` toward the reader's right."""
+        return self.left_px + (x_cm - self.x_cm) * self.scale, self.top_px + (self.y_cm - y_cm) * self.scale
 
 
 def outline() -> list[Point]:
@@ -274,42 +290,53 @@ def outline() -> list[Point]:
 
 def curve(frame: Frame, points: Iterable[Point], closed: bool = False) -> str:
     """A smooth path through all points (Catmull-Rom as Bézier)."""
-    p = list(points)
-    ends = (p[-1:], p[:2]) if closed else (p[:1], p[-1:])
-    q = [*ends[0], *p, *ends[1]]
-    path = f"M{frame.at(*p[0])}"
+    p = [frame.at(*point) for point in points]
+    before, after = (p[-1:], p[:2]) if closed else (p[:1], p[-1:])
+    q = [*before, *p, *after]
+    path = f"M{p[0][0]:.1f},{p[0][1]:.1f}"
     for (ax, ay), (bx, by), (cx, cy), (dx, dy) in zip(q, q[1:], q[2:], q[3:], strict=False):
-        path += f"C{frame.at(bx + (cx - ax) / 6, by + (cy - ay) / 6)} {frame.at(cx - (dx - bx) / 6, cy - (dy - by) / 6)} {frame.at(cx, cy)}"
+        path += f"C{bx + (cx - ax) / 6:.1f},{by + (cy - ay) / 6:.1f} {cx - (dx - bx) / 6:.1f},{cy - (dy - by) / 6:.1f} {cx:.1f},{cy:.1f}"
     return path + ("Z" if closed else "")
 
 
 def body(frame: Frame, width: float) -> list[str]:
     """Outline, head and creases of one view."""
     lines = [f'<path d="{curve(frame, outline(), closed=True)}" fill="{SKIN}" stroke="{LINE}" stroke-width="{width}"/>']
-    head = [(0.0, 179.5), (6.6, 176.0), (7.9, 169.0), (6.6, 161.0), (3.0, 156.2), (-3.0, 156.2), (-6.6, 161.0), (-7.9, 169.0), (-6.6, 176.0)]
+    head = [
+        (0.0, 179.5),
+        (6.6, 176.0),
+        (7.9, 169.0),
+        (6.6, 161.0),
+        (3.0, 156.2),
+        (-3.0, 156.2),
+        (-6.6, 161.0),
+        (-7.9, 169.0),
+        (-6.6, 176.0),
+    ]
     lines.append(f'<path d="{curve(frame, head, closed=True)}" fill="{SKIN}" stroke="{LINE}" stroke-width="{width}"/>')
     for crease in CREASES[frame.view]:
         for sign in BOTH:
-            path = curve(frame, [(sign * x, y) for x, y in crease])
+            ring = crease[0] == crease[-1]
+            path = curve(frame, [(sign * x, y) for x, y in (crease[:-1] if ring else crease)], closed=ring)
             lines.append(f'<path d="{path}" fill="none" stroke="{LINE}" stroke-width="{width * 0.6:.1f}" opacity="0.6"/>')
     return lines
 
 
 def pad_shape(frame: Frame, pad: Pad) -> str:
     """The pad to scale: a rounded rectangle with its sign; a pair of dots for EMG."""
-    x, y = frame.at(frame.outward * pad.x_cm, pad.y_cm).split(",")
+    x, y = frame.at(frame.outward * pad.x_cm, pad.y_cm)
     w, h, colour = pad.width_cm * frame.scale, pad.height_cm * frame.scale, COLOURS[pad.kind]
     box = f'<rect x="{-w / 2:.1f}" y="{-h / 2:.1f}" width="{w:.1f}" height="{h:.1f}" rx="{min(w, h) / 5:.1f}" '
     turn = -frame.outward * pad.turn_deg
     if pad.kind == "emg":
         dx, dy = (w / 4, 0.0) if w > h else (0.0, h / 4)
         dots = "".join(f'<circle cx="{s * dx:.1f}" cy="{s * dy:.1f}" r="{min(w, h) / 4:.1f}" fill="{colour}"/>' for s in BOTH)
-        inside = f'{box}fill="white" fill-opacity="0.75" stroke="{colour}"/>{dots}'
+        inside = f'{box}fill="white" stroke="{colour}"/>{dots}'
     else:
         size = min(w, h) * 0.9
         sign = f'<text y="{size * 0.34:.1f}" font-size="{size:.0f}" fill="white" text-anchor="middle">{SYMBOLS[pad.kind]}</text>'
-        inside = f'{box}fill="{colour}" fill-opacity="0.85" stroke="white"/>' + (sign if size > 8 else "")
-    return f'<g transform="translate({x} {y}) rotate({turn:g})">{inside}</g>'
+        inside = f'{box}fill="{colour}" stroke="white"/>' + (sign if size > 8 else "")
+    return f'<g transform="translate({x:.1f} {y:.1f}) rotate({turn:g})">{inside}</g>'
 
 
 def text(x: float, y: float, words: str, size: float = 13, colour: str = "#202124", more: str = "") -> str:
@@ -317,62 +344,60 @@ def text(x: float, y: float, words: str, size: float = 13, colour: str = "#20212
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" fill="{colour}" {more}>{escape(words)}</text>'
 
 
-def close_up(m: Montage, view: View, side: Side, left_px: float, top_px: float, size_px: tuple[float, float]) -> list[str]:
-    """The part of a view that has pads, large, with landmarks toward the midline and labels on the outside."""
-    pads = [pad for pad in m.pads if pad.view == view]
-    width, height = size_px
+def close_up(m: Montage, view: View, side: Side, left_px: float, width: float) -> list[str]:
+    """The part of a view that has pads, large: landmarks, pads, and a label for each pad at the outer edge."""
+    pads = sorted((pad for pad in m.pads if pad.view == view), key=lambda one: (-one.y_cm, -one.x_cm))
     low, high = min(pad.y_cm - pad.height_cm / 2 for pad in pads), max(pad.y_cm + pad.height_cm / 2 for pad in pads)
-    scale = min(height / max(high - low + 16, 34), 14.0)
-    top_cm = (low + high) / 2 + height / scale / 2
-    middle = sum(pad.x_cm for pad in pads) / len(pads)
-    probe = Frame(view, side, 0, 0, 1)
-    # the pads a little off the middle of the panel: labels need room on the outside
-    frame = Frame(view, side, left_px, top_px, scale, probe.outward * (middle + 3) - width / scale / 2, top_cm)
-    name = f"clip-{view}"
+    scale = min(PANEL_PX / max(high - low + 16, 34), 14.0)
+    top_cm = (low + high) / 2 + PANEL_PX / scale / 2
+    label_px = max(len(pad.label) for pad in pads) * 7.2 + 20
+    outer_cm = max(pad.x_cm + pad.width_cm / 2 for pad in pads)
+    middle_cm = max(sum(pad.x_cm for pad in pads) / len(pads) + 3, outer_cm + (label_px - width / 2) / scale)
+    outward = Frame(view, side, 0, 0, 1).outward
+    frame = Frame(view, side, left_px, TOP_PX, scale, outward * middle_cm - width / scale / 2, top_cm)
+    panel = f'<rect x="{left_px:.1f}" y="{TOP_PX}" width="{width:.1f}" height="{PANEL_PX}"'
     lines = [
-        text(left_px, top_px - 8, f"seen from the {view}", 14, more='font-weight="bold"'),
-        f'<clipPath id="{name}"><rect x="{left_px}" y="{top_px}" width="{width}" height="{height}"/></clipPath>',
-        f'<g clip-path="url(#{name})">',
+        text(left_px, TOP_PX - 8, f"seen from the {view}", 14, more='font-weight="bold"'),
+        f'<clipPath id="clip-{view}">{panel}/></clipPath><g clip-path="url(#clip-{view})">',
         *body(frame, 1.6),
     ]
-    for landmark, x_cm, y_cm in LANDMARKS[view]:
-        x, y = map(float, frame.at(frame.outward * x_cm, y_cm).split(","))
-        anchor = "end" if frame.outward > 0 else "start"
-        lines.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{GREY}"/>')
-        lines.append(text(x - frame.outward * 6, y + 4, landmark, 11, GREY, f'text-anchor="{anchor}" font-style="italic" {HALO}'))
-    lines += [pad_shape(frame, pad) for pad in pads]
-    last = top_px
-    for pad in sorted(pads, key=lambda one: -one.y_cm):
-        x, y = map(float, frame.at(frame.outward * (pad.x_cm + pad.width_cm / 2), pad.y_cm).split(","))
-        edge = left_px + width - 6 if frame.outward > 0 else left_px + 6
-        last = max(y, last + 34)
-        anchor, colour = "end" if frame.outward > 0 else "start", COLOURS[pad.kind]
-        lines.append(f'<path d="M{x:.1f},{y:.1f}L{edge:.1f},{last:.1f}" stroke="{colour}" stroke-width="1.2"/>')
-        kind, _, rest = pad.label.partition(": ")
-        lines.append(text(edge, last - 5, f"{kind}: {rest}", 13, colour, f'text-anchor="{anchor}" font-weight="bold" {HALO}'))
-        lines.append(text(edge, last + 14, _size(pad), 11, colour, f'text-anchor="{anchor}" {HALO}'))
-    lines += ["</g>", f'<rect x="{left_px}" y="{top_px}" width="{width}" height="{height}" fill="none" stroke="#bdc1c6"/>']
-    return lines
+    for name, x_cm, y_cm, sign in LANDMARKS[view]:
+        x, y = frame.at(outward * x_cm, y_cm)
+        end = x + outward * sign * (6 + 6 * len(name))
+        hidden = any(abs(x_cm - pad.x_cm) < pad.width_cm / 2 and abs(y_cm - pad.y_cm) < pad.height_cm / 2 for pad in pads)
+        if not hidden and left_px < min(x, end) and max(x, end) < left_px + width and TOP_PX + 8 < y < TOP_PX + PANEL_PX - 8:
+            lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{GREY}"/>')
+            lines.append(text(x + outward * sign * 6, y + 4, name, 11, GREY, f'{_anchor(-outward * sign)} font-style="italic" {HALO}'))
+    last = float(TOP_PX)
+    edge, anchor = (left_px + width - 6 if outward > 0 else left_px + 6), _anchor(outward)
+    for pad in pads:
+        x, y = frame.at(outward * (pad.x_cm + pad.width_cm / 2), pad.y_cm)
+        y, last = (y, y) if y >= last + 40 else (y + pad.height_cm / 2 * scale, last + 40)  # pads at one height: below the outer one
+        lines.append(f'<path d="M{x:.1f},{y:.1f}L{edge:.1f},{last:.1f}" stroke="{COLOURS[pad.kind]}" stroke-width="1.2"/>')
+        lines.append(text(edge, last - 5, pad.label, 13, COLOURS[pad.kind], f'{anchor} font-weight="bold" {HALO}'))
+        lines.append(text(edge, last + 14, _size(pad), 11, COLOURS[pad.kind], f"{anchor} {HALO}"))
+    return [*lines, *(pad_shape(frame, pad) for pad in pads), "</g>", f'{panel} fill="none" stroke="#bdc1c6"/>']
 
 
-HALO = 'paint-order="stroke" stroke="white" stroke-width="3" stroke-linejoin="round"'
+def _anchor(outward: int) -> str:
+    return f'text-anchor="{"end" if outward > 0 else "start"}"'
 
 
 def svg(name: str, m: Montage, side: Side = "right") -> str:
     """Draw a montage: the whole body small, close-ups of where the pads are, and each place in words."""
     views: list[View] = [view for view in get_args(View) if any(pad.view == view for pad in m.pads)]
-    lines = [text(20, 34, f"{name}: spasm of {m.muscle}", 22, more='font-weight="bold"')]
-    lines.append(text(20, 58, f"stimulates {m.nerve}; {side} side of the person; evidence: {m.evidence}", 14, GREY))
+    lines = [text(20, 34, f"Spasm of {m.muscle}", 22, more='font-weight="bold"')]
+    lines.append(text(20, 58, f"montage {name}: stimulates {m.nerve}; {side} side of the person; evidence: {m.evidence}", 14, GREY))
     for n, view in enumerate(get_args(View)):
         small = Frame(view, side, 14, 96 + n * 262, 1.34)
         lines += [text(20, 96 + n * 262, view, 12, GREY), *body(small, 0.8), *(pad_shape(small, pad) for pad in m.pads if pad.view == view)]
     width = (820 - 14 * (len(views) - 1)) / len(views)
     for n, view in enumerate(views):
-        lines += close_up(m, view, side, 150 + n * (width + 14), 100, (width, 500))
-    y = 632.0
+        lines += close_up(m, view, side, 150 + n * (width + 14), width)
+    y = TOP_PX + PANEL_PX + 32.0
     for pad in m.pads:
         lines.append(f'<rect x="20" y="{y - 11}" width="13" height="13" rx="3" fill="{COLOURS[pad.kind]}"/>')
-        for line in wrap(f"{pad.label}, {_size(pad)}: {pad.where}", 135):
+        for line in wrap(f"{pad.label}, {_size(pad)}: {pad.where}", 145):
             lines.append(text(42, y, line))
             y += 17
         y += 5
@@ -380,7 +405,15 @@ def svg(name: str, m: Montage, side: Side = "right") -> str:
     lines.append(text(20, y + 28, NOTICE, 13, "#c4262e", 'font-weight="bold"'))
     height = y + 46
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 990 {height:.0f}" width="990" height="{height:.0f}"'
-    return "\n".join([f'{head} font-family="Helvetica, Arial, sans-serif">', f'<rect width="990" height="{height:.0f}" fill="white"/>', *lines, "</svg>", ""])
+    return "\n".join(
+        [
+            f'{head} font-family="Helvetica, Arial, sans-serif">',
+            f'<rect width="990" height="{height:.0f}" fill="white"/>',
+            *lines,
+            "</svg>",
+            "",
+        ]
+    )
 
 
 # --- command ----------------------------------------------------------------------------------------------------------------------
