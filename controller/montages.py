@@ -207,7 +207,7 @@ def _size(pad: Pad) -> str:
 Point = tuple[float, float]
 # One half of the outline, from the neck over arm, trunk and leg to the crotch; the other half is its mirror image.
 HALF: tuple[Point, ...] = (
-    *((0.0, 155.0), (5.3, 156.5), (5.6, 152.8), (9.0, 150.2), (15.5, 148.4), (20.5, 147.0), (24.5, 143.4)),
+    *((0.0, 160.5), (5.0, 160.0), (5.6, 153.5), (9.0, 150.2), (15.5, 148.4), (20.5, 147.0), (24.5, 143.4)),
     *((26.8, 137.8), (27.9, 131.8), (28.8, 125.9), (30.1, 119.0), (31.7, 113.2), (33.5, 108.5), (34.6, 102.6), (35.4, 95.6), (36.3, 88.6)),
     *((38.2, 84.8), (41.2, 81.0), (43.2, 76.4), (42.4, 75.4), (40.4, 78.0), (39.4, 79.0), (40.6, 74.4), (40.8, 70.0), (39.4, 67.6)),
     *((36.4, 69.2), (33.2, 75.3), (31.4, 82.2), (30.6, 87.1), (28.0, 94.7), (25.5, 101.3), (24.0, 106.0), (23.2, 111.0), (21.5, 116.8)),
@@ -245,8 +245,8 @@ LANDMARKS: Mapping[View, tuple[tuple[str, float, float, int], ...]] = {
     "front": (
         *(("acromion", 20.3, 146.0, -1), ("front spine of pelvis", 12.6, 98.0, -1), ("femoral pulse", 7.0, 89.6, -1)),
         *(("pubic bone", 2.0, 87.0, -1), ("trochanter", 17.0, 89.8, -1), ("kneecap", 8.6, 51.0, -1), ("head of fibula", 13.2, 46.6, 1)),
-        *(("ridge of shin", 7.9, 36.0, -1), ("lateral epicondyle", 31.0, 113.8, 1), ("medial epicondyle", 23.8, 112.0, -1)),
-        *(("tendon of biceps", 27.2, 113.4, 1),),
+        *(("ridge of shin", 7.9, 36.0, -1), ("lateral epicondyle", 31.0, 113.8, 1), ("medial epicondyle", 23.6, 112.7, -1)),
+        *(("tendon of biceps", 27.2, 111.3, -1),),
     ),
     "back": (
         *(("acromion", 20.3, 146.0, -1), ("fold of armpit", 17.4, 133.6, 1), ("point of elbow", 27.4, 112.2, -1)),
