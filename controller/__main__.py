@@ -128,6 +128,11 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    montage = add("montage", run_montage, "where pads and EMG electrodes go for the spasm of a muscle, what to start from, what is known")
+    montage.add_argument("name", nargs="?", help="which muscle; without it all are listed")
+    montage.add_argument("--svg", metavar="FILE", help="write the drawing")
+    montage.add_argument("--side", choices=("right", "left"), default="right", help="side of the person that is drawn (default right)")
+
     safety = add("safety", run_safety, "the safety requirements: rule, limit in force, who set it, the tests that prove it")
     safety.add_argument("config", nargs="?", help="settings file; without it the hard limits alone")
     which = safety.add_mutually_exclusive_group()
@@ -379,6 +384,13 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_montage(args: argparse.Namespace) -> int:
+    """Places of pads, with their sources."""
+    from controller import montages
+
+    return montages.command(args)
 
 
 def run_safety(args: argparse.Namespace) -> int:
