@@ -603,6 +603,7 @@ class Bed:
     def drop(self, killed: bool) -> None:
         """Guard's process ends; the daemon, if it lives, reads its last words."""
         g = self.guard
+        self.judge.cut()
         if not killed:
             g.stimulator.close()
         elif g.stimulator._fd >= 0:

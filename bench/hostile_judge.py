@@ -301,6 +301,10 @@ class Judge:
     def box_stops(self) -> None:
         """The box was told to stop."""
         self.off()
+        self.cut()
+
+    def cut(self) -> None:
+        """No pulse of the running train comes any more: a stop, or whoever gave it is gone."""
         if self.given and not self.given[-1].over_ns:
             self.given[-1].over_ns = self.now_ns
 
