@@ -197,9 +197,9 @@ def outcome(one: Settings, session: Path) -> dict[str, Any]:
     name, train = next(iter(one.trains.items()))
     pulses = [row for row in rows if row.get("written_ns")]
     answers = [row["event"]["now_ns"] for row in rows if row["event"]["kind"] == "ack"]
-    troubles = list(
-        dict.fromkeys(reason for row in rows if row["verdict"]["state"] in ("FAULT", "LOCKOUT") for reason in row["verdict"]["reasons"])
-    )
+    bad = (row for row in rows if row["verdict"]["state"] in ("FAULT", "LOCKOUT") and row["event"]["kind"] not in ("stop", "daemon lost"))
+    said = (reason.removeprefix("fault: ") for row in bad for reason in row["verdict"]["reasons"])
+    troubles = [reason for reason in dict.fromkeys(said) if reason != "fault"]
     current_ma = pulses[0]["verdict"]["current_ua"] / 1000 if pulses else 0.0
     says = limits_of(one.stimulator.driver, one.stimulator.options).answers_pulses
     return {
@@ -256,8 +256,8 @@ def words(facts: dict[str, Any]) -> list[str]:
     if pulse["given"]:
         shape = f"{pulse['current_ma']:g} mA, {pulse['phase_width_us']} us a phase, gap {pulse['interphase_gap_us']} us"
         lines.append(f"  channel {pulse['channel']}, {shape}, of the train {pulse['train']}")
-        answer = f"after {pulse['answered_ms']} ms" if pulse["answered_ms"] is not None else "none"
-        lines.append(f"  answer: {answer}{'' if pulse['answers'] else '; this box has none, what was written counts as given'}")
+        answer = f"after {pulse['answered_ms']} ms" if pulse["answered_ms"] is not None else "no"
+        lines.append(f"  acknowledged: {answer if pulse['answers'] else 'this box never does; what was written counts as given'}")
     lines.append(f"  electrodes: {pulse['electrodes']}")
     lines += [f"  trouble: {trouble}" for trouble in pulse["troubles"]]
     return [*lines, f"session {pulse['session']}; it counts in the dose journal {pulse['journal']}"]
