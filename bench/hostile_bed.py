@@ -30,7 +30,7 @@ from drivers.base import DeviceNotFoundError
 from drivers.simulated.twin import PULSE_RECORD, RefusedError
 from drivers.simulated.twin import Judge as BoxJudge
 from drivers.simulated.virtual_sciencemode import LL_CONFIG, LL_INIT, LL_STOP, Box, unwrap, wrap
-from drivers.stimulators import sciencemode34
+from drivers.stimulators import sciencemode34, serial_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,8 +102,10 @@ class PlayedGuard(guard_module.Guard):
 
     def hear_device(self) -> None:
         """What the box has said."""
+        waited = self.supervisor.outstanding
         super().hear_device()
-        self.bed.judge.box_heard_ns = self.bed.now_ns
+        if waited and not self.supervisor.outstanding:  # whatever else a box says, no rest begins with it
+            self.bed.judge.box_heard_ns = self.bed.now_ns
 
     def hear_daemon(self) -> None:
         """One message of the daemon."""
@@ -436,7 +438,7 @@ class Bed:
         self.judge.on_disk(self.ring.number)
 
     # --- the box ---------------------------------------------------------------------------------------------------------------
-    def plug(self, port: str) -> tuple[int, dict[str, object]]:
+    def plug(self, port: str, _: object = None) -> tuple[int, dict[str, object]]:
         """Open the port; in place of the driver's own."""
         if self.absent:
             self.absent -= 1
@@ -691,9 +693,9 @@ def played(bed: Bed) -> Iterator[None]:
         for where, name, what in (
             (guard_module, "monotonic_ns", lambda: bed.mono_ns),
             (guard_module, "say", lambda _: None),
-            (sciencemode34, "time", clock),
-            (sciencemode34, "select", poll),
-            (sciencemode34, "_open_port", bed.plug),
+            (serial_device, "time", clock),
+            (serial_device, "select", poll),
+            (serial_device, "open_port", bed.plug),
             (sciencemode34.ScienceMode34, "_encode", lambda driver, train: encoded(driver.model, train)),
         ):
             stack.enter_context(patch.object(where, name, what))

@@ -149,6 +149,11 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--json", action="store_true", help="print one JSON object")
     test.set_defaults(run=run_stimulator_test)
 
+    montage = add("montage", run_montage, "where pads and EMG electrodes go for the spasm of a muscle, what to start from, what is known")
+    montage.add_argument("name", nargs="?", help="which muscle; without it all are listed")
+    montage.add_argument("--svg", metavar="FILE", help="write the drawing")
+    montage.add_argument("--side", choices=("right", "left"), default="right", help="side of the person that is drawn (default right)")
+
     safety = add("safety", run_safety, "the safety requirements: rule, limit in force, who set it, the tests that prove it")
     safety.add_argument("config", nargs="?", help="settings file; without it the hard limits alone")
     which = safety.add_mutually_exclusive_group()
@@ -419,6 +424,13 @@ def run_stimulator_test(args: argparse.Namespace) -> int:
     from controller import stimulator
 
     return stimulator.command(args, looked_at)
+
+
+def run_montage(args: argparse.Namespace) -> int:
+    """Places of pads, with their sources."""
+    from controller import montages
+
+    return montages.command(args)
 
 
 def run_safety(args: argparse.Namespace) -> int:

@@ -78,6 +78,8 @@ class Guard:
         self.clients: list[socket.socket] = []
         self.device_open = False
         self.next_open_ns = 0
+        self.keep_alive_ns = round(stimulator.limits.keep_alive_s * 1e9)  # how often a box must hear of us; 0 = it need not
+        self.next_alive_ns = 0
         self.wake_ns = 0
         # stops that are to be said again, and the answer that is waited for
         self.stop = Verdict(False, SafetyState.FAULT, False, (), Output.STOP, 0, 0, 0, 0, 0)
@@ -118,6 +120,9 @@ class Guard:
                 self.stop_again(now)
             if self.stop_check_ns and now >= self.stop_check_ns:
                 self.check_stop(now)
+            if self.keep_alive_ns and self.device_open and now >= self.next_alive_ns:
+                self.next_alive_ns = now + self.keep_alive_ns
+                self.stimulator.keep_alive()
             if self.supervisor.state is SafetyState.OFF and not self.opener and now >= self.next_open_ns and not self.done:
                 self.open_device()
         if self.opener:
@@ -152,6 +157,8 @@ class Guard:
         if self.device_open:
             sources.append(self.stimulator)
         deadlines = [self.wake_ns, self.stop_check_ns, self.stop_again_ns if self.stops_left else 0]
+        if self.keep_alive_ns and self.device_open:
+            deadlines.append(self.next_alive_ns)
         if self.supervisor.state is SafetyState.OFF and not self.opener:
             deadlines.append(self.next_open_ns)
         deadline_ns = min((ns for ns in deadlines if ns), default=0)

@@ -140,6 +140,8 @@ class StimulatorLimits:
         their distance.
     answers_pulses, answers_stop : bool
         Whether the device confirms each pulse, and a stop. Where it does not, what was written counts as done.
+    keep_alive_s : float
+        How often the device must hear of us, or it takes us for gone; 0 = it need not. No output depends on it.
     ramps : bool
         Whether the current of a pulse can be chosen at all; where it cannot, a dial sets it and the step is the whole current.
     """
@@ -157,6 +159,7 @@ class StimulatorLimits:
     answers_pulses: bool = True
     answers_stop: bool = True
     ramps: bool = True
+    keep_alive_s: float = 0.0
 
 
 class DeviceEventKind(Enum):
@@ -237,6 +240,10 @@ class Stimulator(Protocol):
 
     def disarm(self) -> None:
         """High voltage off, waiting shortly for the answer. Never raises."""
+        ...
+
+    def keep_alive(self) -> None:
+        """Say that we are there, to a device that wants to hear it (`limits.keep_alive_s`). No output, never blocks, never raises."""
         ...
 
     def read_events(self) -> list[DeviceEvent]:

@@ -246,7 +246,6 @@ def long_lease(monkeypatch):
 def harder_start(monkeypatch):
     steeper = replace(limits.HARD, max_rise_percent_per_s=21)
     monkeypatch.setattr(limits, "HARD", steeper)
-    monkeypatch.setattr(supervisor, "HARD", steeper)
 
 
 def all_prescriptions(monkeypatch):

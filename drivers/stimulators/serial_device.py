@@ -267,6 +267,9 @@ class SerialDevice(ABC, Generic[FrameT]):
         except DriverError:
             pass
 
+    def keep_alive(self) -> None:
+        """Say that we are there; most devices need not hear it."""
+
     def read_events(self) -> list[DeviceEvent]:
         """What the device has said since the last call; never blocks, never raises."""
         try:
