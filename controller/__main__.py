@@ -128,6 +128,27 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    devices = add("devices", run_devices, "serial ports, LSL streams and buttons that are there; nothing is opened unless you name it")
+    devices.add_argument("--seconds", type=float, default=1.0, help="how long LSL streams are looked for (default 1)")
+    devices.add_argument("--ask", metavar="PORT", help="open this port and ask who is there; no pulse can leave")
+    devices.add_argument(
+        "--as", dest="names", nargs="+", metavar="NAME", default=[], help="in the protocol of these drivers, until one is answered"
+    )
+
+    stimulator = commands.add_parser("stimulator", help="look at one stimulator")
+    stimulators = stimulator.add_subparsers(required=True, metavar="COMMAND")
+    text = "who the box is and how it is; with --pulse one weak pulse of what is prescribed, after your yes"
+    test = stimulators.add_parser("test", help=text, description=text)
+    test.add_argument("port", help="its serial port")
+    test.add_argument("--driver", metavar="NAME", help="what it is (default: as the settings say)")
+    test.add_argument("--config", help="settings file with the prescription")
+    test.add_argument("--pulse", action="store_true", help="give one pulse of the button's train: the smallest step of the box's current")
+    test.add_argument("--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)")
+    test.add_argument("--bed", default="bed", help="in whose dose journal the pulse counts (default bed)")
+    test.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
+    test.add_argument("--json", action="store_true", help="print one JSON object")
+    test.set_defaults(run=run_stimulator_test)
+
     montage = add("montage", run_montage, "where pads and EMG electrodes go for the spasm of a muscle, what to start from, what is known")
     montage.add_argument("name", nargs="?", help="which muscle; without it all are listed")
     montage.add_argument("--svg", metavar="FILE", help="write the drawing")
@@ -190,21 +211,26 @@ def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
     if not offer["ok"]:
         show(args, {"ok": False, "beds": {bed: offer}, "gone": {}}, f"{bed}: {describe(offer)}")
         return SHORT
-    if not args.electrodes_checked:
-        print(
-            "\n".join([f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]),
-            file=sys.stderr,
-        )
-        if not sys.stdin.isatty():
-            print("arm needs --electrodes-checked where nobody can be asked", file=sys.stderr)
-            return WRONG
-        print("Patient, skin and electrodes looked at? Type yes to arm: ", end="", file=sys.stderr, flush=True)
-        if sys.stdin.readline().strip().lower() != "yes":
-            print("not armed", file=sys.stderr)
-            return SHORT
+    if code := looked_at(args, [f"{bed}: {offer['stimulator_identity']}, prescription {offer['prescription_id']}", *offer["prescription"]]):
+        return code
     answer = messages.confirm(bed, offer, not args.button_only, who)
     show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
     return GOOD if answer["ok"] else SHORT
+
+
+def looked_at(args: argparse.Namespace, lines: list[str]) -> int:
+    """Show what would be armed and wait for a yes, unless it was given with the command; 0 = it was, else the exit code."""
+    if args.electrodes_checked:
+        return GOOD
+    print("\n".join(lines), file=sys.stderr)
+    if not sys.stdin.isatty():
+        print("arming needs --electrodes-checked where nobody can be asked", file=sys.stderr)
+        return WRONG
+    print("Patient, skin and electrodes looked at? Type yes to arm: ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() != "yes":
+        print("not armed", file=sys.stderr)
+        return SHORT
+    return GOOD
 
 
 def answers_status(bed: str) -> bool:
@@ -384,6 +410,20 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_devices(args: argparse.Namespace) -> int:
+    """What is plugged in, streams and listens."""
+    from controller import devices
+
+    return devices.command(args)
+
+
+def run_stimulator_test(args: argparse.Namespace) -> int:
+    """One stimulator, with or without one pulse."""
+    from controller import stimulator
+
+    return stimulator.command(args, looked_at)
 
 
 def run_montage(args: argparse.Namespace) -> int:

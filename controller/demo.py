@@ -158,15 +158,16 @@ def body(folder: Path, seed: int, source_id: str, *more: str, stimulator: str = 
 class LiveDaemon:
     """`calmloop run` as a child, spoken to as anybody would: by its control socket and its status file.
 
-    Its dose journal is in `folder`: a demo counts for no patient.
+    Its dose journal is in `folder` unless another is named: a demo counts for no patient.
     """
 
-    def __init__(self, config: Settings, bed: str, folder: Path, errors: IO[str] | None = None) -> None:
+    def __init__(self, config: Settings, bed: str, folder: Path, errors: IO[str] | None = None, journal: Path | None = None) -> None:
         path = folder / "settings.toml"
+        journal = journal or folder / "dose.sqlite"
         path.write_text(config.to_toml())
         self.bed = bed
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--journal", str(folder / "dose.sqlite"), "--lifeline"],
+            [sys.executable, "-m", "controller", "run", str(path), "--bed", bed, "--journal", str(journal), "--lifeline"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             process_group=0,

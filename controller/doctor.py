@@ -66,19 +66,7 @@ def _bed(row: Any, config_path: str) -> None:
         row(config_path, False, str(error), f"see: calmloop check {config_path}")
         return
     row(config_path, True, "sound")
-    port = config.stimulator.port
-    if port == "virtual":
-        row(
-            "stimulator port virtual",
-            False,
-            "filled in by `calmloop demo`",
-            "else: start `calmloop simulate` and write the port it prints",
-            False,
-        )
-        port = os.devnull
-    usable = os.access(port, os.R_OK | os.W_OK)
-    why = "usable" if usable else "no such port" if not Path(port).exists() else "may not be opened by this user"
-    row(f"stimulator port {port}", usable, why, "plug the stimulator in; add the user to the group dialout; see /dev/serial/by-id")
+    _port(row, config.stimulator.driver, config.stimulator.port)
     folder = Path(config.session.folder)
     nearest = folder if folder.is_dir() else folder.absolute().parent
     row(
@@ -103,6 +91,50 @@ def _bed(row: Any, config_path: str) -> None:
             )
         except DriverError as error:
             row(f"[{name}] stream {wanted.stream_name!r}", False, str(error), "start the amplifier's LSL stream, or correct the settings")
+
+
+def _port(row: Any, driver: str, port: str) -> None:
+    """The stimulator's port: there, ours, free, of the right kind. What is behind it is not asked: `calmloop stimulator test` does that."""
+    from controller import devices
+    from drivers.base import DriverError
+    from drivers.stimulators import line_facts
+
+    what = f"stimulator port {port}"
+    if port == "virtual":
+        row(what, False, "filled in by `calmloop demo`", "else: start `calmloop simulate` and write the port it prints", False)
+        return
+    if not Path(port).exists():
+        row(what, False, "no such port", "plug the stimulator in and switch it on; `calmloop devices` lists what is there")
+        return
+    usable = os.access(port, os.R_OK | os.W_OK)
+    mend = f"add the user to the group {_group(port)} (usermod -aG) and log in anew"
+    row(what, usable, "usable" if usable else "may not be opened by this user", mend)
+    holder = devices.held_by(port, devices.beds_at())
+    row(f"{what} is free", not holder, holder or "nobody holds it", "end that first", needed=not holder.startswith("the running bed"))
+    wanted = devices.identities(driver)
+    seen = next((one for one in devices.ports() if os.path.realpath(one["device"]) == os.path.realpath(port)), None)
+    fact = f"{seen['usb']} {seen['manufacturer']} {seen['product']}".rstrip() if seen and seen["usb"] else "no USB device"
+    if wanted:
+        fits = seen is not None and driver in seen["perhaps"]
+        row(f"{what}, USB identity", fits, f"{fact}; {driver} has {wanted}", "is it the right port? see `calmloop devices`", needed=False)
+    if not usable or holder or driver in devices.NEVER_ASKED:  # where a line that moves is a pulse, nothing is opened
+        return
+    try:
+        link = line_facts(driver, port)
+    except DriverError as error:
+        row(f"{what}, line", False, str(error), "is it the right port? see `calmloop devices`")
+        return
+    fact = f"exclusive: {devices.value_words(link['exclusive'])}, low latency: {devices.value_words(link['low_latency'])}"
+    mend = "neither is a must: others must leave the port alone, and an FTDI chip may hand over answers 16 ms late"
+    row(f"{what}, line", bool(link["exclusive"] and link["low_latency"]), fact, mend, needed=False)
+
+
+def _group(port: str) -> str:
+    """Who may open a port besides its owner; Debian's name where the number has none."""
+    try:
+        return Path(port).group()
+    except (KeyError, OSError):
+        return "dialout"
 
 
 def command(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """The stimulators we can drive, by the name that the settings use.
 
 A driver's module is imported only when it is chosen, so one that lacks its library never breaks another. The composition root imports
-this; nothing here does input or output.
+this. Only guard calls `load`: for people who want to know who is at a port there is `ask`, which hands out facts and never a stimulator.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from drivers.base import DeviceNotFoundError
+from drivers.base import DeviceNotFoundError, DriverError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,3 +45,35 @@ def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write, op
 def limits_of(name: str, options: Mapping[str, int] | None = None) -> StimulatorLimits:
     """What the stimulator called `name` can do, for those who may ask and not drive. Raises `DeviceNotFoundError`."""
     return load(name, "", options=options).limits
+
+
+def ask(name: str, port: str, write: Callable[[int, bytes], int], options: Mapping[str, int] | None = None) -> dict[str, object]:
+    """Open `port` as the driver called `name` does, ask who is there, close it; nothing is prepared or armed, so no pulse can leave.
+
+    Whoever asks hands over the wire check's `write` with nothing due. Raises `DriverError`: nobody answers, or somebody else does.
+    """
+    device = load(name, port, write, options)
+    try:
+        device.open()
+        facts = device.status() | {"identity": device.identify()}
+        if questions := getattr(device, "questions", None):  # what this box can say besides, such as its battery
+            try:
+                facts |= questions()
+            except DriverError as error:
+                facts["questions"] = f"not answered: {error}"
+        return facts
+    finally:
+        device.close()
+
+
+def line_facts(name: str, port: str) -> dict[str, object]:
+    """Open `port` with the line settings of the driver called `name`, send nothing, close it: `exclusive`, `low_latency`.
+
+    Raises `DriverError`. Opening raises DTR and RTS, which is a pulse for a box that listens to lines: never for `ttl-*`.
+    """
+    module, class_name = STIMULATORS[name]
+    from drivers.stimulators.serial_device import open_port
+
+    fd, facts = open_port(port, getattr(import_module(module), class_name).LINE)
+    os.close(fd)
+    return facts
