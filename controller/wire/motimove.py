@@ -1,5 +1,6 @@
-"""MotiMove 8: reads what leaves, from the one third-party program that is known. On the list: the high voltage on or off with no current
-anywhere, and one pulse on one channel that leaves the high voltage as it is.
+"""MotiMove 8: reads what leaves, from the one third-party program that is known.
+
+On the list: the high voltage on or off with no current anywhere, and one pulse on one channel that leaves the high voltage as it is.
 
 Facts from: phklatzer/IMUSEF MM_Message_Builder.py. Nothing in the frame says what the pulse looks like; the gap of 0 is that program's.
 """

@@ -1,4 +1,6 @@
-"""ScienceMode1 (RehaStim1): reads what leaves, from the maker's byte table alone. On the list: the stop and the single pulse; no channel list.
+"""ScienceMode1 (RehaStim1): reads what leaves, from the maker's byte table alone.
+
+On the list: the stop and the single pulse; no channel list.
 
 Facts from: ScienceMode/ScienceMode1 02_Description Protocol/science_mode_200909.pdf and README.md. The gap between the phases is not stated
 there; the figure is RehaStim2's, and not a field of the frame.

@@ -1,13 +1,13 @@
 """A MotiMove 8 without electrodes, as far as one third-party program shows it. Experimental, as its driver is.
 
 Fidelity. From that program: the 35-byte frame, its checksum and ranges, one pulse a frame on each channel that has a current, the high
-voltage, 16 bytes for an answer. All else is ours, since no document says it: the pulse begins `latency_ms` (1 ms) after the frame's last byte
-or when the one before it is over; channels follow each other at once; the answer comes when the last of them is over (at once where there is
-none); its bytes are 0 but for the intensity in the fifteenth, which a comment of that program reads there; without high voltage a pulse is
-answered and not given; the high voltage is on or off at once; a frame with a wrong checksum or value is refused and not answered, as are
-bytes outside a frame (FF occurs nowhere else in one); pulses are taken to be biphasic, balanced, without a gap, so that a limit can be judged
-at all: that program calls them monophasic. A frame without any current also drops the pulse that has not begun. Not here: trains that the
-box times, doublets, sensors, prescalers other than 1 (all refused). As the fault "crc-error" an answer lacks its last byte.
+voltage, 16 bytes for an answer. All else is ours, since no document says it: the pulse begins `latency_ms` (1 ms) after the frame's last
+byte or when the one before it is over; channels follow each other at once; the answer comes when the last of them is over (at once where
+there is none); its bytes are 0 but for the intensity in the fifteenth, which a comment of that program reads there; without high voltage a
+pulse is answered and not given; the high voltage is on or off at once; a frame with a wrong checksum or value is refused and not answered,
+as are bytes outside a frame (FF occurs nowhere else in one); pulses are taken to be biphasic, balanced, without a gap, so that a limit can
+be judged at all: that program calls them monophasic. A frame without any current also drops the pulse that has not begun. Not here: trains
+that the box times, doublets, sensors, prescalers other than 1 (all refused). As the fault "crc-error" an answer lacks its last byte.
 
 Facts from: phklatzer/IMUSEF MM_Message_Builder.py, EvilVanillaGlaze/IMUSEF MM_Manager.py.
 """

@@ -3,11 +3,12 @@
 Fidelity. As documented: the bytes and their checks, single pulses, the channel list (single pulses, doublets, triplets, its two intervals,
 the one-shot list), which runs until a stop, with no watchdog; electrode errors and the emergency stop are not reported. Ours, where
 documents are silent: the command to pulse time is `latency_ms` (the maker's 2 ms) whatever else runs; a single pulse is answered when it is
-over, a list's commands at once; a pulse that a stop cuts is never answered; a stop is answered "good" also when nothing runs; a single pulse
-while a list is ready or runs is refused; a stop with its check bits set is refused; a command that is cut short by the next, and bytes
-outside a command, are not answered; an update without a list is refused from its first byte on. Simplified: a channel of low frequency plays
-in one of N_Factor + 1 rounds; the channels of a list follow each other 1.5 ms apart, and whether they fit into its intervals is not checked;
-a pulse of width or current 0 is taken and not given. Pulse and gap are biphasic and 100 µs: the README says biphasic, the gap is RehaStim2's.
+over, a list's commands at once; a pulse that a stop cuts is never answered; a stop is answered "good" also when nothing runs; a single
+pulse while a list is ready or runs is refused; a stop with its check bits set is refused; a command that is cut short by the next, and
+bytes outside a command, are not answered; an update without a list is refused from its first byte on. Simplified: a channel of low
+frequency plays in one of N_Factor + 1 rounds; the channels of a list follow each other 1.5 ms apart, and whether they fit into its
+intervals is not checked; a pulse of width or current 0 is taken and not given. Pulse and gap are biphasic and 100 µs: the README says
+biphasic, the gap is RehaStim2's.
 
 Facts from: ScienceMode/ScienceMode1 README.md and 02_Description Protocol/science_mode_200909.pdf.
 """
@@ -59,8 +60,8 @@ def read_init(frame: bytes) -> tuple[int, list[int], list[int], int, int]:
         raise RefusedError("check", command=INIT)
     if spare or 0 < main < 4:  # 3 ms is the shortest
         raise RefusedError("value", command=INIT)
-    masks = ([bit + 1 for bit in range(8) if mask >> bit & 1] for mask in (stim, low))
-    return n_factor, *masks, 1500 + 500 * group, 1000 + 500 * main if main else 0
+    channels, low_channels = ([bit + 1 for bit in range(8) if mask >> bit & 1] for mask in (stim, low))
+    return n_factor, channels, low_channels, 1500 + 500 * group, 1000 + 500 * main if main else 0
 
 
 def read_update(frame: bytes) -> list[tuple[int, int, int]]:

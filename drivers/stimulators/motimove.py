@@ -4,8 +4,9 @@ On top a pure codec, below it the device on a serial port. Standard library only
 root imports it through `drivers.stimulators.load`; it imports `drivers.base` alone. Never here: trains that the box times (the frame can
 preload them; the start command is not even in the codec), several channels at once, doublets, retries of a pulse.
 
-EXPERIMENTAL: the maker published nothing that we found. All that is here comes from one third-party program (IMUSEF: `MM_Message_Builder.py`
-in phklatzer/IMUSEF, `MM_Manager.py` in EvilVanillaGlaze/IMUSEF), was read and not tried: no box, no capture, no second source.
+EXPERIMENTAL: the maker published nothing that we found. All that is here comes from one third-party program (IMUSEF:
+`MM_Message_Builder.py` in phklatzer/IMUSEF, `MM_Manager.py` in EvilVanillaGlaze/IMUSEF), was read and not tried: no box, no capture, no
+second source.
 
 Not known, and what we take:
 - The waveform. No field sets it. That program lists its channels as monophasic with no gap between phases; whether the box balances its
@@ -27,30 +28,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from drivers.base import (
-    AckTimeoutError,
-    DeviceEvent,
-    DeviceEventKind,
-    DeviceMismatchError,
-    LimitError,
-    ProtocolError,
-    PulseTrain,
-    StimulatorLimits,
-)
-from drivers.stimulators.serial_device import (
-    ANSWER_TIMEOUT_S,
-    DISARM_TIMEOUT_S,
-    IDENTIFY_TIMEOUT_S,
-    N_TRIES,
-    Line,
-    SerialDevice,
-    check_in_steps,
-    check_train,
-)
+from drivers.base import DeviceEvent, DeviceEventKind, LimitError, ProtocolError, PulseTrain, StimulatorLimits
+from drivers.stimulators.serial_device import ANSWER_TIMEOUT_S, Line, check_in_steps, check_train
+from drivers.stimulators.unnumbered import A_STOP, UnnumberedDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,14 +139,10 @@ class Deframer:
 
 
 # --- device -----------------------------------------------------------------------------------------------------------------------
-N_NUMBERS = 256  # ours: the box counts nothing
-MAX_WAITING = 64
-QUIET_S = 0.02  # for so long whoever answered who it is must have nothing to add
 SETTLE_S = 0.05  # for so long a question waits for the answers to what was sent before it
-_A_STOP = -1
 
 
-class MotiMove(SerialDevice[bytes]):
+class MotiMove(UnnumberedDevice[bytes]):
     """MotiMove 8 on a serial port, pulse by pulse; a `drivers.base.Stimulator`. Experimental: read the module's "Not known".
 
     Parameters
@@ -177,54 +156,24 @@ class MotiMove(SerialDevice[bytes]):
     """
 
     LINE = Line(115_200)
+    N_ANSWER_BYTES = N_ANSWER_BYTES
 
     def __init__(self, port: str, model: str = "motimove", write: Callable[[int, bytes], int] = os.write) -> None:
         super().__init__(port, model, LIMITS, write)
-        self._n_numbers = N_NUMBERS
-        self._answers: Deframer
 
     def trigger(self, train: int, current_ua: int) -> int:
-        """One pulse; its number is ours, and the box's answers are given theirs in order."""
+        """As `UnnumberedDevice.trigger`; what was left of an answer before it is told as a fault."""
         if not self._waiting:
             self._answers.restart()
-        number = super().trigger(train, current_ua)
-        self._waiting.append(number)
-        return number
-
-    def stop(self) -> None:
-        """As `SerialDevice.stop`."""
-        super().stop()
-        self._waiting.append(_A_STOP)
+        return super().trigger(train, current_ua)
 
     def status(self) -> dict[str, object]:
         """As `SerialDevice.status`, and why not to rely on it."""
         return {**super().status(), "experimental": EXPERIMENTAL}
 
-    def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
-        return self._frames[train][current_ua][0]  # without a number
-
-    def _begin_link(self) -> None:
-        super()._begin_link()
-        self._waiting: deque[int] = deque(maxlen=MAX_WAITING)  # what was sent and not answered yet: numbers of pulses, and stops
-
     def _new_deframer(self) -> Deframer:
         self._answers = Deframer()
         return self._answers
-
-    def _identify(self) -> dict[str, object]:
-        """Switch off the high voltage, in case it was left on; whoever answers that with 16 bytes may be a MotiMove 8."""
-        for n_tries_left in reversed(range(N_TRIES)):
-            try:
-                self._ask_who(ANSWER_TIMEOUT_S)
-                break
-            except AckTimeoutError:
-                if not n_tries_left:
-                    raise
-        return {"device_id": "-", "firmware": "-", "identity": f"answers with {N_ANSWER_BYTES} bytes; we know no question that says more"}
-
-    def _who_is_there(self) -> str:
-        self._ask_who(IDENTIFY_TIMEOUT_S)
-        return f"{self._limits.model} - -"
 
     def _switch_on(self) -> None:
         self._ask(SWITCH_ON, ANSWER_TIMEOUT_S)
@@ -232,18 +181,18 @@ class MotiMove(SerialDevice[bytes]):
     def _stop_frame(self) -> bytes:
         return STOP
 
-    def _switch_off(self) -> None:
-        self._ask(STOP, DISARM_TIMEOUT_S)
-        self._stop_answered = True
-
     def _take_frame(self, frame: bytes) -> DeviceEvent | None:
         if not self._waiting:
             return DeviceEvent(DeviceEventKind.ACK, -1, 0, "an answer to nothing that was sent")
         number = self._waiting.popleft()
-        if number == _A_STOP:
+        if number == A_STOP:
             self._stop_answered = True
             return None
         return DeviceEvent(DeviceEventKind.ACK, number, 0, "pulse answered")
+
+    def _ask_stop(self, timeout_s: float) -> None:
+        self._ask(STOP, timeout_s)
+        self._stop_answered = True
 
     def _ask(self, frame: bytes, timeout_s: float) -> None:
         """Send a frame without current and wait for an answer; those to earlier frames come first. Raises `AckTimeoutError`."""
@@ -257,23 +206,6 @@ class MotiMove(SerialDevice[bytes]):
         self._n_bad_told = self._answers.n_bad_frames  # what went before is no fault of what comes
         self._send(frame, is_stop=frame is STOP)
         self._await(lambda _: True, "a frame without current", timeout_s)
-
-    def _ask_who(self, timeout_s: float) -> None:
-        """Switch off; the answer must be 16 bytes and nothing after them. Raises `AckTimeoutError`, `DeviceMismatchError`."""
-        self._take(self._receive())
-        n_read_before = self._n_read_bytes
-        try:
-            self._ask(STOP, timeout_s)
-            time.sleep(QUIET_S)
-            self._take(self._receive())
-        except AckTimeoutError:
-            if self._n_read_bytes == n_read_before:
-                raise
-        n_bytes = self._n_read_bytes - n_read_before
-        if n_bytes != N_ANSWER_BYTES:
-            raise DeviceMismatchError(
-                f"{self.port}: something answers, but not as a {self._limits.model}: {n_bytes} bytes, not {N_ANSWER_BYTES}"
-            )
 
     def _encode(self, train: PulseTrain) -> dict[int, tuple[bytes, ...]]:
         """Every frame of one train, each decoded again and compared before it counts as sendable."""

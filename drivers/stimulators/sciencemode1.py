@@ -10,8 +10,9 @@ What the protocol does not have: a question who is there (`open` sends a stop, t
 as a RehaStim1 does; any box that answers one byte alike passes), packet numbers (answers are told apart by their order), a high voltage to
 switch on, a report of the emergency stop or of a loose electrode (the README: both are noticed, neither is told).
 
-Not known: the gap between the two phases of a pulse. For RehaStim2 HASOMED states 100 µs, for RehaStim1 we found no figure; we take the same,
-and no other is accepted. When a pulse is answered, on being taken or on being over. Whether a box without a list answers a stop with "good".
+Not known: the gap between the two phases of a pulse. For RehaStim2 HASOMED states 100 µs, for RehaStim1 we found no figure; we take the
+same, and no other is accepted. When a pulse is answered, on being taken or on being over. Whether a box without a list answers a stop with
+"good".
 
 Facts from: ScienceMode/ScienceMode1 README.md and 02_Description Protocol/science_mode_200909.pdf (bytes, vectors of its section 5.8);
 lara-unb/hasomed_rehastim_stimulator (line settings, channels and masks from 1 = bit 0).
@@ -20,30 +21,12 @@ lara-unb/hasomed_rehastim_stimulator (line settings, channels and masks from 1 =
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from drivers.base import (
-    AckTimeoutError,
-    DeviceEvent,
-    DeviceEventKind,
-    DeviceMismatchError,
-    ProtocolError,
-    PulseTrain,
-    StimulatorLimits,
-)
-from drivers.stimulators.serial_device import (
-    ANSWER_TIMEOUT_S,
-    DISARM_TIMEOUT_S,
-    IDENTIFY_TIMEOUT_S,
-    N_TRIES,
-    Line,
-    SerialDevice,
-    check_in_steps,
-    check_train,
-)
+from drivers.base import DeviceEvent, DeviceEventKind, ProtocolError, PulseTrain, StimulatorLimits
+from drivers.stimulators.serial_device import ANSWER_TIMEOUT_S, Line, check_in_steps, check_train
+from drivers.stimulators.unnumbered import A_STOP, UnnumberedDevice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +45,7 @@ LIMITS = StimulatorLimits(
     vendor_latency_ms=2.0,
 )
 GAP_US = 100  # see "Not known"
+REFUSES_STOP = "it refuses a stop"
 
 
 class Ident(IntEnum):
@@ -185,13 +169,7 @@ class Deframer:
 
 
 # --- device -----------------------------------------------------------------------------------------------------------------------
-N_NUMBERS = 256  # ours: the box counts nothing
-MAX_WAITING = 64
-QUIET_S = 0.02  # for so long whoever answered who it is must have nothing to add
-_A_STOP = -1
-
-
-class ScienceMode1(SerialDevice[Answer]):
+class ScienceMode1(UnnumberedDevice[Answer]):
     """RehaStim1 on a serial port, pulse by pulse; a `drivers.base.Stimulator`.
 
     Parameters
@@ -205,104 +183,49 @@ class ScienceMode1(SerialDevice[Answer]):
     """
 
     LINE = Line(115_200, stop_bits=2, rts_cts=True)
+    N_ANSWER_BYTES = 1
 
     def __init__(self, port: str, model: str = "sciencemode1", write: Callable[[int, bytes], int] = os.write) -> None:
         super().__init__(port, model, LIMITS, write)
-        self._n_numbers = N_NUMBERS
-
-    def trigger(self, train: int, current_ua: int) -> int:
-        """One pulse; its number is ours, and the box's answers are given theirs in order."""
-        number = super().trigger(train, current_ua)
-        self._waiting.append(number)
-        return number
-
-    def stop(self) -> None:
-        """As `SerialDevice.stop`."""
-        super().stop()
-        self._waiting.append(_A_STOP)
-
-    def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
-        return self._frames[train][current_ua][0]  # without a number
-
-    def _begin_link(self) -> None:
-        super()._begin_link()
-        self._waiting: deque[int] = deque(maxlen=MAX_WAITING)  # what was sent and not answered yet: numbers of pulses, and stops
 
     def _new_deframer(self) -> Deframer:
         return Deframer()
 
-    def _identify(self) -> dict[str, object]:
-        """A stop, in case a list was left running; whoever answers it as a RehaStim1 does may be one."""
-        for n_tries_left in reversed(range(N_TRIES)):
-            try:
-                self._ask_who(ANSWER_TIMEOUT_S)
-                break
-            except AckTimeoutError:
-                if not n_tries_left:
-                    raise
-        return {"device_id": "-", "firmware": "-", "identity": "answers a stop as a RehaStim1 does; the protocol cannot say more"}
-
-    def _who_is_there(self) -> str:
-        self._ask_who(IDENTIFY_TIMEOUT_S)
-        return f"{self._limits.model} - -"
-
     def _switch_on(self) -> None:
-        """Nothing is switched on before a pulse; a stop says whether the box listens."""
-        if not self._ask_stop(ANSWER_TIMEOUT_S):
-            raise ProtocolError(f"{self._limits.model} does not arm: it refuses a stop")
+        self._ask_stop(ANSWER_TIMEOUT_S)  # nothing is switched on before a pulse; this says whether the box listens
 
     def _stop_frame(self) -> bytes:
         return STOP
-
-    def _switch_off(self) -> None:
-        self._stop_answered |= self._ask_stop(DISARM_TIMEOUT_S)
 
     def _take_frame(self, frame: Answer) -> DeviceEvent | None:
         number = self._settle(frame.ident)
         if frame.ident == Ident.STOP:
             self._stop_answered |= frame.good
-            return None if frame.good else DeviceEvent(DeviceEventKind.DEVICE_ERROR, -1, 0, "box refuses a stop")
+            return None if frame.good else DeviceEvent(DeviceEventKind.DEVICE_ERROR, -1, 0, REFUSES_STOP)
         if frame.ident != Ident.SINGLE_PULSE:
             text = f"answer to a list, which was not sent: {Ident(frame.ident).name}"
             return DeviceEvent(DeviceEventKind.PROTOCOL_ERROR, -1, int(frame.good), text)
         if frame.good:
-            return DeviceEvent(DeviceEventKind.ACK, number, 1, "pulse taken")
+            return DeviceEvent(DeviceEventKind.ACK, number, 1, "pulse taken" if number >= 0 else "an answer to no pulse of ours")
         return DeviceEvent(DeviceEventKind.DEVICE_ERROR, number, 0, "box refuses a pulse: transfer or value")
 
     def _settle(self, ident: int) -> int:
-        """Whom this answers; answers come in the order of what was sent, so whatever is passed over never got one. -1 = nothing we sent."""
+        """Whom this answers; answers come in the order of what was sent, so whatever is passed over never got one. -1 = no pulse."""
         while self._waiting:
             number = self._waiting.popleft()
-            if ident == (Ident.STOP if number == _A_STOP else Ident.SINGLE_PULSE):
+            if ident == (Ident.STOP if number == A_STOP else Ident.SINGLE_PULSE):
                 return number
         return -1
 
-    def _ask_stop(self, timeout_s: float) -> bool:
-        """Send a stop; whether its answer is good. Raises `AckTimeoutError`."""
+    def _ask_stop(self, timeout_s: float) -> None:
         self._take(self._receive())
         self._send(STOP, is_stop=True)
-        self._waiting.append(_A_STOP)
+        self._waiting.append(A_STOP)
         answer = self._await(lambda it: it.ident == Ident.STOP, "a stop", timeout_s)
         self._settle(Ident.STOP)
-        return answer.good
-
-    def _ask_who(self, timeout_s: float) -> None:
-        """Send a stop; the answer must be one byte, its own, and nothing after it. Raises `AckTimeoutError`, `DeviceMismatchError`."""
-        self._take(self._receive())
-        n_read_before = self._n_read_bytes
-        stranger = f"{self.port}: something answers, but not as a {self._limits.model}"
-        try:
-            good = self._ask_stop(timeout_s)
-        except AckTimeoutError:
-            if self._n_read_bytes > n_read_before:
-                raise DeviceMismatchError(stranger) from None
-            raise
-        time.sleep(QUIET_S)
-        self._take(self._receive())
-        if not good:
-            raise DeviceMismatchError(f"{stranger}: it refuses a stop")
-        if self._n_read_bytes != n_read_before + 1:
-            raise DeviceMismatchError(f"{stranger}: a stop is answered with {self._n_read_bytes - n_read_before} bytes, not one")
+        if not answer.good:
+            raise ProtocolError(REFUSES_STOP)
+        self._stop_answered = True
 
     def _encode(self, train: PulseTrain) -> dict[int, tuple[bytes, ...]]:
         """Every frame of one train, each decoded again and compared before it counts as sendable."""
