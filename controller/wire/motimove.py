@@ -2,7 +2,8 @@
 
 On the list: the high voltage on or off with no current anywhere, and one pulse on one channel that leaves the high voltage as it is.
 
-Facts from: phklatzer/IMUSEF MM_Message_Builder.py. Nothing in the frame says what the pulse looks like; the gap of 0 is that program's.
+Facts from: phklatzer/IMUSEF MM_Message_Builder.py. Nothing in the frame says what the pulse looks like; that program has no gap between
+phases, and 10 us stand for it, the least that a prescription can say.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STATELESS = True  # a frame says all of its pulse
 _LAYOUT = struct.Struct("> 4s B B 8s 8s 8s B B B B B")
 _HEAD = bytes.fromhex("ff 22 08 00")  # start, 34 bytes follow, pulse by pulse, channels one after the other
 _OFF, _ON, _KEEP = 0, 1, 2
-_GAP_US = 0
+_GAP_US = 10
 
 
 def decoder(name: str) -> Callable[[bytes], Pulse | None]:

@@ -5,9 +5,10 @@ voltage, 16 bytes for an answer. All else is ours, since no document says it: th
 byte or when the one before it is over; channels follow each other at once; the answer comes when the last of them is over (at once where
 there is none); its bytes are 0 but for the intensity in the fifteenth, which a comment of that program reads there; without high voltage a
 pulse is answered and not given; the high voltage is on or off at once; a frame with a wrong checksum or value is refused and not answered,
-as are bytes outside a frame (FF occurs nowhere else in one); pulses are taken to be biphasic, balanced, without a gap, so that a limit can
-be judged at all: that program calls them monophasic. A frame without any current also drops the pulse that has not begun. Not here: trains
-that the box times, doublets, sensors, prescalers other than 1 (all refused). As the fault "crc-error" an answer lacks its last byte.
+as are bytes outside a frame (FF occurs nowhere else in one); pulses are taken to be biphasic, balanced, with a gap of 10 µs, so that a
+limit can be judged at all: that program calls them monophasic. A frame without any current also drops the pulse that has not begun. Not
+here: trains that the box times, doublets, sensors, prescalers other than 1 (all refused). As the fault "crc-error" an answer lacks its last
+byte.
 
 Facts from: phklatzer/IMUSEF MM_Message_Builder.py, EvilVanillaGlaze/IMUSEF MM_Manager.py.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 BYTE_NS = 10 * 10**9 / 115_200  # start, 8 data and 1 stop bit
 LATE_NS = 150_000_000
 MAX_STRAY_BYTES = 64
+GAP_US = 10
 KINDS = {(0x22, 8): "pulse by pulse", (3, 2): "train start", (3, 3): "train stop"}  # bytes that follow FF, type
 
 
@@ -134,7 +136,7 @@ class Box(Twin):
             self.high_voltage = False
             return
         for channel, width_us, current_ua in active:
-            shape = shape_of([(width_us, round(current_ua / 500)), (width_us, -round(current_ua / 500))])
+            shape = shape_of([(width_us, round(current_ua / 500)), (GAP_US, 0), (width_us, -round(current_ua / 500))])
             pulse_ns = max(wire_ns + self._latency_ns, self._free_ns)
             self._free_ns = pulse_ns + shape.duration_us * 1000
             if self.high_voltage:

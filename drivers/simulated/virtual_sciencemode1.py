@@ -22,7 +22,7 @@ from drivers.simulated.twin import RefusedError, Twin, Wire, shape_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from drivers.simulated.twin import Judge, Shape
+    from drivers.simulated.twin import Judge
 
 BYTE_NS = 11 * 10**9 / 115_200  # start, 8 data and 2 stop bits
 LATE_NS = 150_000_000
@@ -181,9 +181,8 @@ class Box(Twin):
         if strike == "crc-error":
             raise RefusedError("check", command=SINGLE)
         self._emergency |= strike == "e-stop"
-        shape = _shape(width_us, current_ma)
         pulse_ns = max(wire_ns + self._latency_ns, self._free_ns)
-        self._free_ns = pulse_ns + shape.duration_us * 1000
+        self._free_ns = pulse_ns + (2 * width_us + GAP_US) * 1000
 
         def over() -> None:
             if strike == "late-ack":
@@ -194,12 +193,13 @@ class Box(Twin):
                 self._answer(SINGLE)
             self._strike_dead()
 
-        self._give(shape, channel, received_ns, wire_ns, pulse_ns)
+        self._give(width_us, current_ma, channel, received_ns, wire_ns, pulse_ns)
         self._at(self._free_ns, "over", over)
 
-    def _give(self, shape: Shape, channel: int, received_ns: int, wire_ns: int, pulse_ns: int) -> None:
+    def _give(self, width_us: int, current_ma: int, channel: int, received_ns: int, wire_ns: int, pulse_ns: int) -> None:
         """A pulse, unless it is empty or the emergency stop holds it back; the box tells neither."""
-        if shape.current_ua and shape.phase_width_us and not self._emergency:
+        if width_us and current_ma and not self._emergency:
+            shape = shape_of([(width_us, 2 * current_ma), (GAP_US, 0), (width_us, -2 * current_ma)])
             self._pulse_at(shape, channel, -1, received_ns, wire_ns, pulse_ns)
 
     def _round(self, received_ns: int, wire_ns: int, begin_ns: int) -> None:
@@ -211,12 +211,8 @@ class Box(Twin):
                 continue
             for i in range(n_pulses):
                 pulse_ns = begin_ns + slot * SLOT_NS + i * group_us * 1000
-                self._give(_shape(width_us, current_ma), channel, received_ns, wire_ns, pulse_ns)
+                self._give(width_us, current_ma, channel, received_ns, wire_ns, pulse_ns)
         self._n_rounds += 1
         if main_us:
             next_ns = begin_ns + main_us * 1000
             self._at(next_ns, "round", lambda: self._round(received_ns, wire_ns, next_ns))
-
-
-def _shape(width_us: int, current_ma: int) -> Shape:
-    return shape_of([(width_us, 2 * current_ma), (GAP_US, 0), (width_us, -2 * current_ma)])

@@ -11,7 +11,7 @@ second source.
 Not known, and what we take:
 - The waveform. No field sets it. That program lists its channels as monophasic with no gap between phases; whether the box balances its
   charge is not said. All of calmloop counts and records biphasic, balanced pulses: measure the output before a person is connected to it.
-- The gap between phases: no field; 0, as that program has it, and no other is accepted.
+- The gap between phases: no field. That program has 0; trains say 10 µs, the least that a prescription can, and no other is accepted.
 - How true the current is. That program sends 1 mA less than it wants from 11 to 32 mA and 2 mA less from 33 to 50, "for an error of the
   box". We send what was asked: of 20 mA expect 21.
 - What the 16 bytes of the answer mean: any 16 count as one. They cannot be told apart, so they answer in the order of what was sent.
@@ -53,7 +53,7 @@ LIMITS = StimulatorLimits(
     max_pulse_rate_hz=100.0,  # the shortest period
     vendor_latency_ms=float("nan"),
 )
-GAP_US = 0  # see "Not known"
+GAP_US = 10  # see "Not known"
 START, PULSE_BY_PULSE = 0xFF, 0x08
 N_FRAME_BYTES = 35
 N_ANSWER_BYTES = 16
