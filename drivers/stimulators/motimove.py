@@ -8,6 +8,8 @@ EXPERIMENTAL: the maker published nothing that we found. All that is here comes 
 `MM_Message_Builder.py` in phklatzer/IMUSEF, `MM_Manager.py` in EvilVanillaGlaze/IMUSEF), was read and not tried: no box, no capture, no
 second source.
 
+A frame takes 3.0 ms on the wire, the stop too: a pulse that was written just before a stop is played.
+
 Not known, and what we take:
 - The waveform. No field sets it. That program lists its channels as monophasic with no gap between phases; whether the box balances its
   charge is not said. All of calmloop counts and records biphasic, balanced pulses: measure the output before a person is connected to it.
