@@ -106,6 +106,12 @@ DIAL_WORDS = (
     " kept), and whether its pulse is biphasic and balanced is set there too: turn it up by hand, from zero"
 )
 
+#: drivers that nobody has tried on a box, and why that matters
+EXPERIMENTAL = {
+    "motimove": "motimove is experimental: known from one third-party program alone, which calls its pulses monophasic; measure waveform,"
+    " charge balance and current before a person is connected to it",
+}
+
 
 class SettingsError(ValueError):
     """The settings cannot be used. `str` gives every problem, one a line; `problems` holds the same lines."""
@@ -887,4 +893,5 @@ def _notes(settings: Settings) -> list[str]:
         ]
         + ([f"it is not known whether {driver} notices a loose electrode: look at them"] if least_ma == NOT_KNOWN else [])
         + ([DIAL_WORDS.format(driver=driver)] if not DEVICES[driver].current_step_ma else [])
+        + ([EXPERIMENTAL[driver]] if driver in EXPERIMENTAL else [])
     )
