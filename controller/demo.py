@@ -34,7 +34,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sciencemode1": ({}, {}),
     "pulsepal": ({"ma_per_volt": 2.5}, {}),
     **dict.fromkeys(("ttl-byte", "ttl-cedrus", "ttl-line"), (_DIAL, {"ramp_up_ms": 0, "taper_ms": 0})),  # no current can be set
-    "motimove": ({}, {"interphase_gap_us": 10}),  # its program has none; settings can say no less
+    "motimove": ({"experimental": True}, {"interphase_gap_us": 10}),  # its program has none; settings can say no less
 }
 
 SOFT_START_S = 5.5  # the supervisor: 20 % a second

@@ -288,6 +288,8 @@ class Stimulator(Table):
     dial_phase_width_us: int = Field(default=0, ge=0, le=MAX_PHASE_WIDTH_US, description="ttl-*: one phase, as set by hand")
     dial_interphase_gap_us: int = Field(default=0, ge=0, le=MAX_PHASE_WIDTH_US, description="ttl-*: between the phases, as set by hand")
 
+    experimental: bool = Field(default=False, description="of a driver that nobody has tried: its waveform was measured, here")
+
     @property
     def options(self) -> dict[str, int]:
         """What the driver takes beside its port, in integers (µA, µs)."""
@@ -667,6 +669,11 @@ def _option_problems(stimulator: Stimulator) -> Iterator[_Problem]:
             yield _Problem(("stimulator", key), f" is missing: {stimulator.driver} cannot be asked what {words}")
         elif value and key not in wanted:
             yield _Problem(("stimulator", key), f" = {value} means nothing to {stimulator.driver}: leave it out")
+    if stimulator.driver in EXPERIMENTAL and not stimulator.experimental:
+        words = f"then write experimental = true; {EXPERIMENTAL[stimulator.driver]}"
+        yield _Problem(("stimulator", "driver"), f" = {_short(stimulator.driver)} must be measured first, into a load, {words}")
+    elif stimulator.experimental and stimulator.driver not in EXPERIMENTAL:
+        yield _Problem(("stimulator", "experimental"), f" = true means nothing to {stimulator.driver}: leave it out")
 
 
 def _device_problems(name: str, train: Train, stimulator: Stimulator) -> Iterator[_Problem]:

@@ -458,7 +458,6 @@ def test_fault_becomes_its_event(connect, fault, said):
 def test_late_answer_is_nobodys(connect):
     device, _ = connect("--fault", "late-ack@0")
     device.trigger(0, 1000)
-    assert events_within(device, 0.1) == []
     device.disarm()
     assert [(it.kind, it.number) for it in events_within(device, 0.5)] == [(Say.ACK, -1)]
 

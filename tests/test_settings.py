@@ -166,6 +166,19 @@ def test_what_a_stimulator_that_cannot_be_asked_must_be_told(driver, options):
             )
 
 
+@pytest.mark.safety("A7")
+def test_who_uses_what_nobody_has_tried_says_that_it_was_measured():
+    gap = {("trains", "interphase_gap_us"): 10}
+    motimove = {("stimulator", "driver"): "motimove"} | gap
+    (found,) = problems(demo(motimove))
+    assert "[stimulator] driver" in found and "must be measured first" in found and "experimental = true" in found
+    settings = build(demo(motimove | {("stimulator", "experimental"): True}))
+    assert parse(settings.to_toml()) == settings
+    assert "motimove is experimental" in " ".join(summary(settings)["notes"])
+    (found,) = problems(demo({("stimulator", "experimental"): True}))
+    assert "experimental = true means nothing to rehamove3" in found
+
+
 @pytest.mark.parametrize(("key", "other"), [("current_ma", 10.0), ("phase_width_us", 400), ("interphase_gap_us", 50)])
 @pytest.mark.safety("A12")
 def test_where_a_dial_sets_the_pulse_the_trains_are_the_dials(key, other):
