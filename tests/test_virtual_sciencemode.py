@@ -354,6 +354,15 @@ def test_update_of_what_runs():
     assert len(bench.pulses()) == 10 and bench.answers()[-1] == (1, 33, b"\0")
 
 
+def test_update_that_is_still_on_the_wire_changes_nothing():
+    bench = Bench()
+    bench.init(30)
+    bench.give(update({1: train(40)}), 19.8)
+    long = tuple((10, half_ma) for half_ma in (40, -40) * 8)
+    bench.give(update({1: train(40), **{channel: train(32766, points=long) for channel in (2, 3, 4)}}), 40)  # for 0.9 ms
+    assert [ms for ms, channel, _ in bench.pulses() if channel == 1] == [0, 20, 40]
+
+
 def test_update_that_comes_after_its_pulse_would_have():
     bench = Bench()
     bench.init(30)
