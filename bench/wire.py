@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BUDGET = Path(__file__).with_name("budget.toml")
-SILENT = {(0, b"\0"), *((command, b"") for command in (4, 52, 62, 68))}  # of a P24
+SILENT = {(0, b"\0"), *((command, b"") for command in (4, 34, 52, 62, 68))}  # of a P24
 TRAIN = PulseTrain(1, 60.0, 500, 100, 50.0, 500, 50, 100)
 
 

@@ -219,6 +219,10 @@ class Stimulator(Protocol):
         """Ask the device again who it is: "model serial firmware", one word each. No output; only while not armed. Raises as `open`."""
         ...
 
+    def questions(self) -> dict[str, object]:
+        """What else it says of itself, without output: a battery, say, None where it has none. Only while not armed. Raises as `open`."""
+        ...
+
     def prepare(self, trains: Sequence[PulseTrain]) -> Sequence[bytes]:
         """Check each train against `limits`; encode every frame that `trigger` may need, return them, send nothing. Raises `LimitError`."""
         ...

@@ -1,20 +1,25 @@
 """RehaMove3/P24 driver: codec against the makers' vectors and a peer, device against the virtual box, whose log is the judge."""
 
+import asyncio
 import errno
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import termios
 import threading
 import time
+import tty
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from controller.wire import for_driver
 from drivers.base import (
     AckTimeoutError,
     DeviceEventKind,
@@ -37,17 +42,25 @@ from drivers.stimulators.sciencemode34 import (
     Command,
     Deframer,
     Frame,
+    MlState,
+    MlTrain,
     ScienceMode34,
+    decode_battery_status,
     decode_ll_channel_config,
+    decode_ml_get_current_data,
     encode_frame,
     encode_ll_channel_config,
     encode_ll_init,
     encode_ll_stop,
+    encode_ml_get_current_data,
+    encode_ml_init,
+    encode_ml_stop,
+    encode_ml_update,
     event_of,
     pulse_points,
 )
 from drivers.stimulators.serial_device import word
-from tests.test_virtual_sciencemode import running_twin
+from tests.test_virtual_sciencemode import Bench, running_twin
 
 TRAIN = PulseTrain(
     channel=1,
@@ -60,20 +73,20 @@ TRAIN = PulseTrain(
     taper_ms=100,
 )
 
-VECTORS = [  # RehaMove3 protocol 2018-04-21 section 7, then captures of science-mode-4 0.0.23; mid level as plain frames
+VECTORS = [  # RehaMove3 protocol 2018-04-21 section 7, all seven; then all eleven captures of science-mode-4 0.0.23
     (encode_ll_init(0), "F0 81 55 81 58 81 55 81 55 00 00 00 0F"),
     (
         encode_ll_channel_config(1, 1, pulse_points(20_000, 250, 100)),
         "F0 81 55 81 4E 81 D3 81 AF 04 02 82 81 5A A5 50 00 06 44 B0 00 81 5A A4 10 00 0F",
     ),
     (encode_ll_stop(2), "F0 81 55 81 59 81 9C 81 78 08 04 0F"),
-    (encode_frame(0, 30, b"\0"), "F0 81 55 81 58 81 75 81 29 00 1E 00 0F"),
+    (encode_ml_init(0), "F0 81 55 81 58 81 75 81 29 00 1E 00 0F"),
     (
-        encode_frame(1, 32, bytes.fromhex("03 230050 0C855000 0644B000 0C841000 230028 06450000 0644B000 06446000")),
+        encode_ml_update(1, {1: MlTrain(20_000, 3, pulse_points(20_000, 200, 100)), 2: MlTrain(10_000, 3, pulse_points(10_000, 100, 100))}),
         "F0 81 55 81 7E 81 5D 81 42 04 20 03 23 00 50 0C 85 50 00 06 44 B0 00 0C 84 10 00 23 00 28 06 45 00 00 06 44 B0 00 06 44 60 00 0F",
     ),
-    (encode_frame(2, 36, b"\2"), "F0 81 55 81 58 81 16 81 94 08 24 02 0F"),
-    (encode_frame(3, 34), "F0 81 55 81 59 81 14 81 18 0C 22 0F"),
+    (encode_ml_get_current_data(2, 2), "F0 81 55 81 58 81 16 81 94 08 24 02 0F"),
+    (encode_ml_stop(3), "F0 81 55 81 59 81 14 81 18 0C 22 0F"),
     (encode_frame(1, Command.GET_STIM_STATUS), "f0 81 55 81 59 81 4e 81 0c 04 3e 0f"),
     (encode_frame(2, Command.GET_DEVICE_ID), "f0 81 55 81 59 81 aa 81 2b 08 34 0f"),
     (encode_frame(3, Command.GET_EXTENDED_VERSION), "f0 81 55 81 59 81 18 81 78 0c 44 0f"),
@@ -87,13 +100,13 @@ VECTORS = [  # RehaMove3 protocol 2018-04-21 section 7, then captures of science
         "f0 81 55 81 42 81 13 81 1c 18 02 91 81 5a a5 78 00 81 5a a3 e8 00 0f",
     ),
     (encode_ll_stop(7), "f0 81 55 81 59 81 53 81 cf 1c 04 0f"),
-    (encode_frame(8, 30, b"\1"), "f0 81 55 81 58 81 e3 81 ce 20 1e 01 0f"),
+    (encode_ml_init(8, stop_all_on_error=True), "f0 81 55 81 58 81 e3 81 ce 20 1e 01 0f"),
     (
-        encode_frame(9, 32, bytes.fromhex("01 230050 0c857800 0644b000 0c83e800")),
+        encode_ml_update(9, {1: MlTrain(20_000, 3, pulse_points(25_000, 200, 100))}),
         "f0 81 55 81 49 81 a6 81 22 24 20 01 23 00 50 0c 85 78 00 06 44 b0 00 0c 83 e8 00 0f",
     ),
-    (encode_frame(10, 36, b"\4"), "f0 81 55 81 58 81 f0 81 94 28 24 04 0f"),
-    (encode_frame(11, 34), "f0 81 55 81 59 81 12 81 fe 2c 22 0f"),
+    (encode_ml_get_current_data(10, 4), "f0 81 55 81 58 81 f0 81 94 28 24 04 0f"),
+    (encode_ml_stop(11), "f0 81 55 81 59 81 12 81 fe 2c 22 0f"),
 ]
 
 frames_strategy = st.builds(Frame, st.integers(0, 63), st.integers(0, 1023), st.binary(max_size=60))
@@ -105,42 +118,250 @@ wire_like_strategy = st.lists(st.sampled_from(b"\xf0\x0f\x81\x55\x58\x59\xa5\x00
 def test_makers_and_captured_vectors(ours, theirs):
     assert ours == bytes.fromhex(theirs)
     deframer = Deframer()
-    assert len(deframer.feed(ours)) == 1 and deframer.n_bad_frames == 0
+    assert deframer.feed(ours) == [judge.unwrap(ours)] and deframer.n_bad_frames == 0
+    bed = Bench(model="p24")  # and a box takes it, in the state that it needs
+    number, command, _ = judge.unwrap(ours)
+    if command in (2, 4, 32, 34, 36):
+        bed.init(0 if command < 30 else 30)
+    bed.give(ours, 50)
+    [(answered, answer, data)] = bed.answers()
+    assert (answered, answer, data[0]) == (number, command + 1, 0)
+
+
+def random_points(dice):
+    if dice.random() < 0.3:
+        return pulse_points(dice.randint(1, 260) * 500, dice.randint(10, 4095), dice.choice((0, dice.randint(10, 4095))))
+    return tuple((dice.randint(10, 4095), dice.randint(-260, 260) * 500) for _ in range(dice.randint(1, 16)))
+
+
+def random_trains(dice):
+    """Whole milliseconds, since science-mode-4 knows no others; slow enough that the channels have room beside each other."""
+    channels = dice.sample(range(1, 9), dice.choice((0, 1, 1, 2, 3, 8)))
+    trains = {}
+    for channel in channels:
+        points = random_points(dice)
+        fastest_ms = -(-len(channels) * (sum(us for us, _ in points) + 60) // 999)
+        trains[channel] = MlTrain(dice.choice((fastest_ms, dice.randint(fastest_ms, 16_383))) * 1000, dice.randint(0, 15), points)
+    return trains
+
+
+def random_command(dice):
+    """The call of science-mode-4, its arguments in our words, and our frame for its packet number."""
+    kinds = ["pulse"] * 12 + ["trains"] * 6 + ["ll_init", "ll_stop", "ml_init", "ml_stop", "ml_data", "id", "version", "status", "reset"]
+    match dice.choice(kinds):
+        case "pulse":
+            channel, points = dice.randint(1, 8), random_points(dice)
+            return "pulse", (channel, points), lambda number: encode_ll_channel_config(number, channel, points)
+        case "trains":
+            trains = random_trains(dice)
+            return "trains", (trains,), lambda number: encode_ml_update(number, trains)
+        case "ml_init":
+            stop_all = dice.random() < 0.5
+            return "ml_init", (stop_all,), lambda number: encode_ml_init(number, stop_all)
+        case kind:
+            questions = {"id": Command.GET_DEVICE_ID, "version": Command.GET_EXTENDED_VERSION, "status": Command.GET_STIM_STATUS}
+            ours = {
+                "ll_init": encode_ll_init,
+                "ll_stop": encode_ll_stop,
+                "ml_stop": encode_ml_stop,
+                "ml_data": lambda number: encode_ml_get_current_data(number, 4),
+                "reset": lambda number: encode_frame(number, Command.RESET),
+            }
+            return kind, (), ours.get(kind) or (lambda number: encode_frame(number, questions[kind]))
+
+
+async def play_with_science_mode_4(port, commands):
+    """Each command by its public method; all but a pulse wait for their answer."""
+    from science_mode_4.device_p24 import DeviceP24
+    from science_mode_4.low_level.low_level_types import LowLevelHighVoltageSource, LowLevelMode
+    from science_mode_4.mid_level.mid_level_types import MidLevelChannelConfiguration
+    from science_mode_4.protocol.channel_point import ChannelPoint
+    from science_mode_4.protocol.types import Channel, Connector
+    from science_mode_4.utils.serial_port_connection import SerialPortConnection
+
+    def theirs(points):
+        return [ChannelPoint(duration_us, current_ua / 1000) for duration_us, current_ua in points]
+
+    connection = SerialPortConnection(port, write_timeout_ins_s=10)
+    connection.open()
+    try:
+        device = DeviceP24(connection)
+        general, low, mid = device.get_layer_general(), device.get_layer_low_level(), device.get_layer_mid_level()
+        calls = {
+            "ll_init": lambda: low.init(LowLevelMode.NO_MEASUREMENT, LowLevelHighVoltageSource.STANDARD),
+            "ll_stop": low.stop,
+            "ml_init": mid.init,
+            "ml_stop": mid.stop,
+            "ml_data": mid.get_current_data,
+            "id": general.get_device_id,
+            "version": general.get_version,
+            "status": general.get_stim_status,
+            "reset": general.reset,
+            "trains": lambda trains: mid.update(
+                [
+                    MidLevelChannelConfiguration(True, it.ramp, it.period_us // 1000, theirs(it.points)) if it else None
+                    for it in map(trains.get, range(1, 9))
+                ]
+            ),
+        }
+        for kind, arguments, _ in commands:
+            if kind == "pulse":
+                channel, points = arguments
+                low.send_channel_config(True, Channel((channel - 1) % 4), Connector((channel - 1) // 4), theirs(points))
+            else:
+                await calls[kind](*arguments)
+    finally:
+        connection.close()
 
 
 def test_same_bytes_as_science_mode_4():
-    from science_mode_4.general.general_device_id import PacketGeneralGetDeviceId
-    from science_mode_4.general.general_stim_status import PacketGeneralGetStimStatus
-    from science_mode_4.general.general_version import PacketGeneralGetExtendedVersion
-    from science_mode_4.low_level.low_level_channel_config import PacketLowLevelChannelConfig
-    from science_mode_4.low_level.low_level_init import PacketLowLevelInit
-    from science_mode_4.low_level.low_level_stop import PacketLowLevelStop
-    from science_mode_4.protocol.channel_point import ChannelPoint
-    from science_mode_4.protocol.protocol import Protocol
-    from science_mode_4.protocol.types import Channel, Connector
-
-    def theirs(packet, number):
-        packet.number = number
-        return Protocol.packet_to_bytes(packet)
-
+    """Its own classes write to a pty, in a thread of their own; here, at the other end, its waiting calls are answered."""
     dice = random.Random(20261123)
-    for _ in range(1200):
-        number, channel = dice.randrange(64), dice.randint(1, 8)
-        if dice.random() < 0.5:
-            points = pulse_points(dice.randint(1, 260) * 500, dice.randint(10, 4095), dice.choice((0, dice.randint(10, 4095))))
-        else:
-            points = tuple((dice.randint(10, 4095), dice.randint(-260, 260) * 500) for _ in range(dice.randint(1, 16)))
-        packet = PacketLowLevelChannelConfig()
-        packet.execute_stimulation = True
-        packet.connector, packet.channel = Connector((channel - 1) // 4), Channel((channel - 1) % 4)
-        packet.points = [ChannelPoint(duration_us, current_ua / 1000) for duration_us, current_ua in points]
-        assert encode_ll_channel_config(number, channel, points) == theirs(packet, number)
-    for number in range(64):
-        assert encode_ll_init(number) == theirs(PacketLowLevelInit(), number)
-        assert encode_ll_stop(number) == theirs(PacketLowLevelStop(), number)
-        assert encode_frame(number, Command.GET_DEVICE_ID) == theirs(PacketGeneralGetDeviceId(), number)
-        assert encode_frame(number, Command.GET_STIM_STATUS) == theirs(PacketGeneralGetStimStatus(), number)
-        assert encode_frame(number, Command.GET_EXTENDED_VERSION) == theirs(PacketGeneralGetExtendedVersion(), number)
+    commands = [random_command(dice) for _ in range(1400)]
+    assert {kind for kind, _, _ in commands} >= {"pulse", "trains", "ml_init", "ml_stop", "ml_data", "reset"}
+    # what it reads out of an answer: state of the mid level; identity, status, version; else a result alone
+    answers = {36: bytes((0, 4, 0, 0, 0, 0, 0)), 52: b"\0CALMTWIN08", 62: b"\0\0\1", 68: bytes((0, 1, 0, 0, 4, 0, 0, 0, 0, 0, 0, 1, 1))}
+    master_fd, slave_fd = os.openpty()
+    heard, deframer = [], Deframer()
+    try:
+        tty.setraw(slave_fd)
+        with ThreadPoolExecutor(1) as executor:
+            session = play_with_science_mode_4(os.ttyname(slave_fd), commands)
+            client = executor.submit(asyncio.run, asyncio.wait_for(session, 120))
+            while not client.done() or select.select([master_fd], [], [], 0)[0]:
+                if not select.select([master_fd], [], [], 0.05)[0]:
+                    continue
+                heard.append(os.read(master_fd, 65536))
+                for number, command, _ in deframer.feed(heard[-1]):
+                    if command != Command.LL_CHANNEL_CONFIG:
+                        os.write(master_fd, encode_frame(number, command + 1, answers.get(command, b"\0")))
+            client.result()
+    finally:
+        os.close(master_fd)
+        os.close(slave_fd)
+    theirs = b"".join(heard)
+    for i, (kind, arguments, encode) in enumerate(commands, 1):  # its packet numbers begin with 1
+        ours = encode(i % 64)
+        assert theirs[: len(ours)] == ours, (i, kind, arguments)
+        theirs = theirs[len(ours) :]
+    assert not theirs and deframer.n_bad_frames == 0
+
+
+points_strategy = st.lists(st.tuples(st.integers(10, 4095), st.integers(-260, 260).map(lambda n: n * 500)), min_size=1, max_size=16).map(
+    tuple
+)
+trains_strategy = st.dictionaries(
+    st.integers(1, 8),
+    st.builds(
+        MlTrain,
+        st.one_of(st.integers(300, 32_766).map(lambda n: n * 500), st.integers(600, 32_766).map(lambda n: n * 250)),
+        st.integers(0, 15),
+        points_strategy,
+    ),
+)
+
+
+@given(st.integers(0, 63), trains_strategy)
+def test_box_reads_the_trains_that_were_meant(number, trains):
+    busy_ms = sum((sum(us for us, _ in points) + 60) * 1000 / period_us for period_us, _, points in trains.values())
+    assume(busy_ms < 998)
+    got_number, command, data = judge.unwrap(encode_ml_update(number, trains, fine_period=True))
+    assert (got_number, command) == (number, 32)
+    read = Bench(model="p24").box._read_update(number, data, 0, 0)
+    expected = {it: (train.period_us * 1000, train.ramp, [(us, ua // 500) for us, ua in train.points]) for it, train in trains.items()}
+    assert {it: (train.period_ns, train.ramp, train.points) for it, train in read.items()} == expected
+
+
+def test_quarters_of_a_millisecond_set_the_flag():
+    """20.25 ms are 81 quarters; the flag is bit 0 of the word (`double_period_accuracy`). Halves never set it, so all boxes read them."""
+    data = judge.unwrap(encode_ml_update(0, {1: MlTrain(20_250, 0, ((200, 500),))}, fine_period=True))[2]
+    assert data[:4] == bytes((1, 0, 0, 81 << 1 | 1))
+    halves = {1: MlTrain(20_500, 0, ((200, 500),))}
+    assert encode_ml_update(0, halves, fine_period=True) == encode_ml_update(0, halves)
+
+
+ML_POINTS = pulse_points(20_000, 250, 100)
+
+
+@pytest.mark.parametrize(
+    ("channel", "train", "fine_period", "words"),
+    [
+        (0, MlTrain(20_000, 0, ML_POINTS), True, "channel = 0 .* nearest is 1"),
+        (9, MlTrain(20_000, 0, ML_POINTS), True, "channel = 9 .* nearest is 8"),
+        (1, MlTrain(20_000, 16, ML_POINTS), True, "ramp = 16 .* nearest is 15"),
+        (1, MlTrain(20_000, -1, ML_POINTS), True, "ramp = -1 .* nearest is 0"),
+        (1, MlTrain(20_250, 0, ML_POINTS), False, "period_us = 20250 .* nearest is 20000"),
+        (1, MlTrain(20_300, 0, ML_POINTS), False, "period_us = 20300 .* nearest is 20500"),
+        (1, MlTrain(20_300, 0, ML_POINTS), True, "period_us = 20300 .* nearest is 20250"),
+        (1, MlTrain(16_383_500, 0, ML_POINTS), False, "period_us = 16383500 .* nearest is 16383000"),
+        (1, MlTrain(20_000_000, 0, ML_POINTS), True, "period_us = 20000000 .* nearest is 16383000"),
+        (1, MlTrain(8_191_750, 0, ML_POINTS), True, "period_us = 8191750 .* nearest is 8192000"),
+        (1, MlTrain(0, 0, ML_POINTS), False, "period_us = 0 .* nearest is 500"),
+        (1, MlTrain(0, 0, ML_POINTS), True, "period_us = 0 .* nearest is 250"),
+        (1, MlTrain(20_000, 0, ()), True, "points = 0 .* nearest is 1"),
+        (1, MlTrain(20_000, 0, ML_POINTS * 6), True, "points = 18 .* nearest is 16"),
+        (1, MlTrain(20_000, 0, ((9, 500),)), True, "duration_us = 9 .* nearest is 10"),
+        (1, MlTrain(20_000, 0, ((4096, 500),)), True, "duration_us = 4096 .* nearest is 4095"),
+        (1, MlTrain(20_000, 0, ((200, 20_300),)), True, "current_ua = 20300 .* nearest is 20500"),
+        (1, MlTrain(20_000, 0, ((200, 131_000),)), True, "current_ua = 131000 .* nearest is 130000"),
+        (1, MlTrain(500, 0, ML_POINTS), True, "1320.0 ms of each second, at most 999: periods 1.322 times"),
+    ],
+)
+def test_illegal_trains_are_not_encoded(channel, train, fine_period, words):
+    with pytest.raises(LimitError, match=words):
+        encode_ml_update(0, {channel: train}, fine_period)
+
+
+def test_channels_together_must_leave_room():
+    """The library's own sum: points and 60 µs over the period, rounded up, under 1000 ms in a second."""
+    half = MlTrain(1000, 0, ((439, 500),))  # 499 ms
+    assert encode_ml_update(0, {1: half, 2: half})
+    with pytest.raises(LimitError, match=r"1000\.0 ms"):
+        encode_ml_update(0, {1: half, 2: half._replace(points=((441, 500),))})
+
+
+@pytest.mark.parametrize("selection", [1, 3, 5])
+def test_other_selections_are_not_asked_for(selection):
+    with pytest.raises(LimitError, match="selection"):
+        encode_ml_get_current_data(0, selection)
+
+
+@pytest.mark.parametrize(
+    ("data", "state"),
+    [
+        ("00 02 00", MlState(False, None, {})),
+        ("00 02 1a", MlState(True, None, {2: "electrode error", 4: "electrode error"})),
+        ("00 04 00 00000000", MlState(False, frozenset(), {})),
+        ("00 04 81 10003200", MlState(True, frozenset({1, 8}), {2: "electrode error", 5: "pulse timeout", 6: "pulse current too low"})),
+        ("00 04 02 0f000000", MlState(True, frozenset({2}), {1: "unknown state 15"})),
+    ],
+)
+def test_state_of_the_mid_level(data, state):
+    assert decode_ml_get_current_data(bytes.fromhex(data)) == state
+
+
+@pytest.mark.parametrize("data", ["", "07 04 00 00000000", "00", "00 02", "00 02 00 00", "00 04 00 000000", "00 03 00 00"])
+def test_what_is_no_state_of_the_mid_level(data):
+    with pytest.raises(ProtocolError, match="no state of the mid level"):
+        decode_ml_get_current_data(bytes.fromhex(data))
+
+
+@pytest.mark.parametrize("stop_all", [False, True])
+def test_state_as_the_box_tells_it(stop_all):
+    bed = Bench(fault=("electrode-error", 2), model="p24")
+    bed.init(30, judge.unwrap(encode_ml_init(0, stop_all))[2])
+    bed.give(encode_ml_update(1, dict.fromkeys((2, 3, 7), MlTrain(20_000, 0, ML_POINTS))), 100)
+    bed.answers()
+    assert decode_ml_get_current_data(bed.state()) == MlState(
+        not stop_all, frozenset() if stop_all else frozenset((2, 3)), {7: "electrode error"}
+    )
+
+
+def test_battery():
+    assert decode_battery_status(bytes.fromhex("00 50 0f3c")) == (80, 3900)
+    for data in ("", "00", "00 50 0f", "00 50 0f3c 00", "0b 50 0f3c"):
+        with pytest.raises(ProtocolError, match="battery"):
+            decode_battery_status(bytes.fromhex(data))
 
 
 @given(frames_strategy)
@@ -213,6 +434,8 @@ def test_what_does_not_fit_is_not_encoded(number, command, data):
         (Frame(9, 3, b"\x07\0"), DeviceEventKind.DEVICE_ERROR, 7, "LL_CHANNEL_CONFIG: not initialised (7)"),
         (Frame(9, 3, b"\xc8"), DeviceEventKind.DEVICE_ERROR, 200, "LL_CHANNEL_CONFIG: unknown result (200)"),
         (Frame(9, 3, b""), DeviceEventKind.PROTOCOL_ERROR, -1, "unexpected frame: command 3, 0 bytes"),
+        (Frame(9, 33, b"\x02"), DeviceEventKind.DEVICE_ERROR, 2, "ML_UPDATE: parameter error (2)"),
+        (Frame(9, 31, b"\x07"), DeviceEventKind.DEVICE_ERROR, 7, "ML_INIT: not initialised (7)"),
         (Frame(9, 66, b"\x08"), DeviceEventKind.DEVICE_ERROR, 8, "box reports: high voltage error (8)"),
         (Frame(9, 67, b"\x0b"), DeviceEventKind.DEVICE_ERROR, 11, "box reports: invalid command (11)"),
         (Frame(9, 500, b"\0"), DeviceEventKind.PROTOCOL_ERROR, 0, "unexpected frame: command 500, 1 bytes"),
@@ -223,7 +446,10 @@ def test_what_a_frame_means(frame, kind, code, text):
     assert (event.kind, event.number, event.code, event.text) == (kind, 9, code, text)
 
 
-@pytest.mark.parametrize("frame", [Frame(1, 5, b"\0"), Frame(1, 5, b"\x07"), Frame(1, 63, b"\0\1\6"), Frame(1, 1, b"\0")])
+@pytest.mark.parametrize(
+    "frame",
+    [Frame(1, 5, b"\0"), Frame(1, 5, b"\x07"), Frame(1, 63, b"\0\1\6"), Frame(1, 1, b"\0"), Frame(1, 33, b"\0"), Frame(1, 35, b"\7")],
+)
 def test_mere_confirmations_are_no_events(frame):
     assert event_of(frame) is None
 
@@ -574,6 +800,41 @@ def test_box_left_on_is_switched_off_by_the_next_open(connect):
     assert twin.end()[2]["pulses"] == 0
 
 
+@pytest.mark.safety("B1", "F2")
+@pytest.mark.parametrize(("running", "found"), [(False, "mid level on"), (True, "mid level running")])
+@pytest.mark.parametrize("model", ["rehamove3", "p24"])
+def test_box_left_on_mid_level_is_stopped_by_the_next_open(tmp_path, model, running, found):
+    """Through the wire check, as guard opens it; afterwards low level can be had."""
+    with running_twin(tmp_path, model) as twin:
+        fd = os.open(twin.port, os.O_RDWR | os.O_NOCTTY)
+        os.write(fd, encode_ml_init(0))
+        deframer = Deframer()
+        assert until_answer(fd, deframer) == (0, 31, b"\0")
+        if running:
+            os.write(fd, encode_ml_update(1, {1: MlTrain(20_000, 0, ML_POINTS)}))
+            assert until_answer(fd, deframer) == (1, 33, b"\0")
+        os.close(fd)
+        check = for_driver(model)
+        device = load(model, twin.port, check.write)
+        device.open()
+        assert device.status()["found_state"] == found
+        check.learn(device.prepare([TRAIN]))
+        device.arm()
+        check.due = (1, 20_000, 500, 100)
+        device.trigger(0, 20_000)
+        assert [it.text for it in events_within(device, 1)] == ["pulse done"]
+        device.close()
+        pulses, refused, _ = twin.end()
+    assert refused == [] and [it["current_ua"] for it in pulses if "level" not in it] == [20_000] and "level" not in pulses[-1]
+
+
+def until_answer(fd, deframer):
+    """The next frame from the box."""
+    while not (frames := deframer.feed(os.read(fd, 4096))):
+        pass
+    return frames[0]
+
+
 @pytest.mark.safety("A13")
 def test_port_belongs_to_one(connect):
     device, twin = connect()
@@ -603,6 +864,23 @@ def test_box_says_again_who_it_is(connect, model, line):
         device.identify()
     pulses, refused, summary = twin.end()
     assert pulses == refused == [] and summary["frames_accepted"] == 3 + 1 + 1 + 2 * 2 + 2
+
+
+@pytest.mark.parametrize(("model", "says"), [("rehamove3", (80, 3900)), ("p24", (None, None))])
+def test_questions_have_no_output(connect, model, says):
+    check = for_driver(model)
+    device, twin = connect(model=model, write=check.write)
+    with pytest.raises(DriverError, match="armed"):
+        device.questions()
+    assert device.status()["armed"]
+    device.disarm()
+    assert tuple(device.questions().values()) == says and set(device.questions()) == {"battery_percent", "battery_mv"}
+    device.close()
+    if model == "rehamove3":
+        with pytest.raises(PortLostError):
+            device.questions()
+    pulses, refused, summary = twin.end()
+    assert pulses == refused == [] and summary["frames_accepted"] == 3 + 1 + 1 + 2 * (model == "rehamove3") + 2
 
 
 @pytest.mark.safety("E6")

@@ -27,7 +27,8 @@ from tests.test_virtual_sciencemode import running_twin
 ROOT = Path(__file__).resolve().parents[1]
 PULSE = Pulse(1, 20_000, 250, 100)
 CHANNELS = {"rehamove3": 4, "p24": 8}
-QUESTIONS = {"rehamove3": {50, 52, 62}, "p24": {52, 62, 68}}
+QUESTIONS = {"rehamove3": {50, 52, 54, 62}, "p24": {52, 62, 68}}
+STOPS = {4, 34}  # of the low level and of the mid level
 
 pulses_strategy = st.builds(
     Pulse,
@@ -107,24 +108,24 @@ MAKERS_PULSES = [
     (Pulse(1, 25_000, 200, 100), "f0 81 55 81 4c 81 19 81 b5 14 02 82 0c 85 78 00 06 44 b0 00 0c 83 e8 00 0f"),
     (Pulse(5, 25_000, 250, 0), "f0 81 55 81 42 81 13 81 1c 18 02 91 81 5a a5 78 00 81 5a a3 e8 00 0f"),
 ]
-MAKERS_SILENT = [  # init, stop, status, identity, extended version
+MAKERS_SILENT = [  # init, stop, mid level stop, status, identity, extended version
     "F0 81 55 81 58 81 55 81 55 00 00 00 0F",
     "f0 81 55 81 58 81 16 81 36 10 00 00 0f",
     "F0 81 55 81 59 81 9C 81 78 08 04 0F",
     "f0 81 55 81 59 81 53 81 cf 1c 04 0f",
+    "F0 81 55 81 59 81 14 81 18 0C 22 0F",
+    "f0 81 55 81 59 81 12 81 fe 2c 22 0f",
     "f0 81 55 81 59 81 4e 81 0c 04 3e 0f",
     "f0 81 55 81 59 81 aa 81 2b 08 34 0f",
     "f0 81 55 81 59 81 18 81 78 0c 44 0f",
 ]
-MAKERS_OTHERS = [  # mid level: init, update, current data, stop; then frames of ScienceMode2, which are framed otherwise
+MAKERS_OTHERS = [  # mid level: init, update, current data; then frames of ScienceMode2, which are framed otherwise
     "F0 81 55 81 58 81 75 81 29 00 1E 00 0F",
     "f0 81 55 81 58 81 e3 81 ce 20 1e 01 0f",
     "F0 81 55 81 7E 81 5D 81 42 04 20 03 23 00 50 0C 85 50 00 06 44 B0 00 0C 84 10 00 23 00 28 06 45 00 00 06 44 B0 00 06 44 60 00 0F",
     "f0 81 55 81 49 81 a6 81 22 24 20 01 23 00 50 0c 85 78 00 06 44 b0 00 0c 83 e8 00 0f",
     "F0 81 55 81 58 81 16 81 94 08 24 02 0F",
     "f0 81 55 81 58 81 f0 81 94 28 24 04 0f",
-    "F0 81 55 81 59 81 14 81 18 0C 22 0F",
-    "f0 81 55 81 59 81 12 81 fe 2c 22 0f",
     "f0 81 69 81 56 07 02 00 0f",
     "f0 81 12 81 53 01 20 00 00 c8 19 0f",
     "f0 81 9d 81 53 01 24 00 00 c8 19 0f",
@@ -386,7 +387,7 @@ def test_refusal_says_what_differs():
 @settings(deadline=None, max_examples=500)
 @given(st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(b"\xf0\x0f\x81\x55\x58\x59\x00\x04"), max_size=40).map(bytes)))
 def test_noise_stays_unless_another_decoder_reads_it_too(noise):
-    assert not leaves(for_driver("p24"), noise, PULSE) or unwrap(noise)[1] in {0, 4} | QUESTIONS["p24"]
+    assert not leaves(for_driver("p24"), noise, PULSE) or unwrap(noise)[1] in {0} | STOPS | QUESTIONS["p24"]
 
 
 @pytest.mark.safety("A7", "A13")
@@ -406,7 +407,7 @@ def test_wrong_content_under_a_right_checksum_stays(pulse, number, data):
 @pytest.mark.parametrize("name", sorted(STIMULATORS))
 def test_white_list_is_all_that_leaves(name):
     check = for_driver(name)
-    allowed = {(0, b"\0"), (4, b""), *((command, b"") for command in QUESTIONS[name])}
+    allowed = {(0, b"\0"), *((command, b"") for command in STOPS | QUESTIONS[name])}
     for command in range(1024):
         for data in (b"", b"\0", b"\1", b"\0\0"):
             assert leaves(check, wrap(command % 64, command, data), PULSE) == ((command, data) in allowed), (command, data)

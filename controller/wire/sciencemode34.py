@@ -74,10 +74,10 @@ def _unwrap(data: bytes) -> tuple[int, bytes]:
 
 
 # --- the commands ----------------------------------------------------------------------------------------------
-_LL_INIT, _LL_CHANNEL_CONFIG, _LL_STOP = 0, 2, 4
-_VERSION_MAIN, _DEVICE_ID, _STIM_STATUS, _EXTENDED_VERSION = 50, 52, 62, 68
+_LL_INIT, _LL_CHANNEL_CONFIG, _LL_STOP, _ML_STOP = 0, 2, 4, 34
+_VERSION_MAIN, _DEVICE_ID, _BATTERY_STATUS, _STIM_STATUS, _EXTENDED_VERSION = 50, 52, 54, 62, 68
 _SCIENCEMODE = {  # channels, and the questions that a driver asks
-    "rehamove3": (4, frozenset((_DEVICE_ID, _STIM_STATUS, _VERSION_MAIN))),
+    "rehamove3": (4, frozenset((_DEVICE_ID, _STIM_STATUS, _VERSION_MAIN, _BATTERY_STATUS))),
     "p24": (8, frozenset((_DEVICE_ID, _STIM_STATUS, _EXTENDED_VERSION))),
 }
 _ZERO, _STEP_UA, _MAX_STEPS = 300, 500, 260  # a point's current: the code of 0 mA, its step, and +-130 mA
@@ -92,7 +92,7 @@ def decode_sciencemode(data: bytes, n_channels: int, questions: frozenset[int]) 
     if command == _LL_INIT:
         if data != b"\x00":
             raise WireError(f"low level at another high voltage or with a measurement: {data.hex(' ') or 'no data'}")
-    elif command != _LL_STOP and command not in questions:
+    elif command not in (_LL_STOP, _ML_STOP) and command not in questions:
         raise WireError(f"command {command} is not on the list of what may leave")
     elif data:
         raise WireError(f"command {command} takes no data, has {data.hex(' ')}")

@@ -1,21 +1,27 @@
-"""HASOMED RehaMove3 (ScienceMode3) and P24 (ScienceMode4), low level: one frame is one pulse.
+"""HASOMED RehaMove3 (ScienceMode3) and P24 (ScienceMode4): one codec, and a driver that gives one pulse a frame.
 
 On top a pure codec, below it the device on a serial port. Standard library only: guard, a small process, holds this driver. The composition
 root imports it through `drivers.stimulators.load`; it imports `drivers.base` alone. Never here: trains in time, doses, retries of a pulse.
 
-Low level rather than mid level: the box plays nothing on by itself, so whatever happens to this process, output ends with the last pulse.
+The codec knows both levels, the driver gives its pulses on the low level alone. On the mid level the box times a train by itself and plays
+on for up to 2 s after the last sign of life, whatever has become of the computer: longer than guard's lease. On the low level output ends
+with the last pulse that was sent. So mid level is encoded for twins, benches and other people's tools, and of its frames the driver itself
+sends but one: the stop, for a box that another program left running.
 
-Facts from: RehaMove3_ScienceMode_Description_and_Protocol_20180421.pdf; ScienceMode/ScienceMode3 README.md;
-P24_Instructions_for_Use_v1.1_20230125.pdf (pages 16-26); ScienceMode4_c_library include/general/smpt_definitions_data_types.h.
+Facts from: RehaMove3_ScienceMode_Description_and_Protocol_20180421.pdf; ScienceMode/ScienceMode3 README.md and its mid_level.html;
+P24_Instructions_for_Use_v1.1_20230125.pdf (pages 16-26); ScienceMode4_c_library include/general/smpt_definitions_data_types.h,
+include/mid-level/smpt_ml_definitions_data_types.h, src/mid-level/smpt_ml_packet_validity.c.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
 from binascii import crc_hqx
 from enum import IntEnum
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from drivers.base import (
@@ -23,6 +29,7 @@ from drivers.base import (
     DeviceEvent,
     DeviceEventKind,
     DeviceMismatchError,
+    LimitError,
     ProtocolError,
     PulseTrain,
     StimulatorLimits,
@@ -41,7 +48,7 @@ from drivers.stimulators.serial_device import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # --- codec: the frame -------------------------------------------------------------------------------------------------------------
 # F0 | 81 length | 81 length | 81 crc | 81 crc | stuffed payload | 0F. Length and crc bytes are always stuffed, so any value, F0 and 0F
@@ -57,13 +64,19 @@ _FRAME_BYTE = re.compile(b"[%c%c]" % (START, STOP))
 
 
 class Command(IntEnum):
-    """What we send; the answer to `c` is `c + 1`."""
+    """What the box can be told and asked; the answer to `c` is `c + 1`. Those without an encoder have no data: `encode_frame` is theirs."""
 
     LL_INIT = 0
     LL_CHANNEL_CONFIG = 2
     LL_STOP = 4
+    ML_INIT = 30
+    ML_UPDATE = 32
+    ML_STOP = 34
+    ML_GET_CURRENT_DATA = 36
     GET_VERSION_MAIN = 50  # ScienceMode3
     GET_DEVICE_ID = 52
+    GET_BATTERY_STATUS = 54  # ScienceMode3
+    RESET = 58
     GET_STIM_STATUS = 62
     GET_EXTENDED_VERSION = 68  # ScienceMode4
 
@@ -198,14 +211,27 @@ CURRENT_STEP_UA = 500
 MIN_POINT_US = 10  # the box plays anything shorter as 10 µs, so we refuse it
 MAX_POINT_US = 4095
 MAX_POINTS = 16
+MAX_CHANNELS = 8
 _CURRENT_ZERO = 300  # code of 0 mA
-_RECOVERY_US = 60  # the C library counts this much after each pulse
+_RECOVERY_US = 60  # the C library counts this much with each pulse: 40 µs muting, 20 µs reserve
 
 
 def pulse_points(current_ua: int, phase_width_us: int, interphase_gap_us: int) -> Points:
     """Biphasic, balanced pulse: current, gap, the opposite current. A gap of zero has no point, since the box would make it 10 µs."""
     gap = ((interphase_gap_us, 0),) if interphase_gap_us else ()
     return ((phase_width_us, current_ua), *gap, (phase_width_us, -current_ua))
+
+
+def _encode_points(points: Points) -> bytes:
+    """Four bytes a point. Raises `LimitError`."""
+    check_in_steps("points", len(points), 1, MAX_POINTS, 1)
+    data = b""
+    for duration_us, current_ua in points:
+        check_in_steps("duration_us", duration_us, MIN_POINT_US, MAX_POINT_US, 1)
+        check_in_steps("current_ua", current_ua, -MAX_CURRENT_UA, MAX_CURRENT_UA, CURRENT_STEP_UA)
+        code = current_ua // CURRENT_STEP_UA + _CURRENT_ZERO
+        data += (duration_us << 20 | code << 10).to_bytes(4, "big")
+    return data
 
 
 def encode_ll_init(number: int) -> bytes:
@@ -215,16 +241,11 @@ def encode_ll_init(number: int) -> bytes:
 
 def encode_ll_channel_config(number: int, channel: int, points: Points) -> bytes:
     """Play `points` once on `channel` (1..4, on a P24 1..8: 5..8 is its second connector). Raises `LimitError`."""
-    check_in_steps("channel", channel, 1, 8, 1)
-    check_in_steps("points", len(points), 1, MAX_POINTS, 1)
+    check_in_steps("channel", channel, 1, MAX_CHANNELS, 1)
+    words = _encode_points(points)
     connector, colour = divmod(channel - 1, 4)
-    data = bytearray((0x80 | colour << 5 | connector << 4 | len(points) - 1,))
-    for duration_us, current_ua in points:
-        check_in_steps("duration_us", duration_us, MIN_POINT_US, MAX_POINT_US, 1)
-        check_in_steps("current_ua", current_ua, -MAX_CURRENT_UA, MAX_CURRENT_UA, CURRENT_STEP_UA)
-        code = current_ua // CURRENT_STEP_UA + _CURRENT_ZERO
-        data += (duration_us << 20 | code << 10).to_bytes(4, "big")
-    return encode_frame(number, Command.LL_CHANNEL_CONFIG, bytes(data))
+    head = 0x80 | colour << 5 | connector << 4 | len(points) - 1
+    return encode_frame(number, Command.LL_CHANNEL_CONFIG, bytes((head,)) + words)
 
 
 def decode_ll_channel_config(data: bytes) -> tuple[int, Points]:
@@ -242,6 +263,94 @@ def encode_ll_stop(number: int) -> bytes:
     return encode_frame(number, Command.LL_STOP)
 
 
+class MlTrain(NamedTuple):
+    """What the box plays on one channel by itself: `points` again each `period_us`, after `ramp` pulses that rise to their full current."""
+
+    period_us: int
+    ramp: int
+    points: Points
+
+
+class MlState(NamedTuple):
+    """What the box says of its mid level. `running` are channels; ScienceMode3 does not tell which, so there it is None."""
+
+    is_running: bool
+    running: frozenset[int] | None
+    errors: dict[int, str]
+
+
+MAX_RAMP = 15
+PERIOD_STEP_US, MAX_PERIOD_US = 500, 16_383_000
+FINE_PERIOD_STEP_US, MAX_FINE_PERIOD_US = 250, 8_191_500
+MAX_BUSY_MS = 999  # of each second, all channels together
+ML_CHANNEL_ERRORS = {1: "electrode error", 2: "pulse timeout", 3: "pulse current too low"}
+
+
+def encode_ml_init(number: int, stop_all_on_error: bool = False) -> bytes:
+    """Mid level on, high voltage too. `stop_all_on_error` (P24 alone): an error on one channel stops them all."""
+    return encode_frame(number, Command.ML_INIT, bytes((stop_all_on_error,)))
+
+
+def encode_ml_update(number: int, trains: Mapping[int, MlTrain], fine_period: bool = False) -> bytes:
+    """Play `trains` on their channels (from 1) and nothing on all others, until the next update or 2 s without a sign of life.
+
+    Raises `LimitError`. A period is a whole number of half milliseconds; with `fine_period`, which the P24 alone understands, of quarters
+    too.
+    """
+    mask, data, busy_ms = 0, b"", Fraction(0)
+    for channel, (period_us, ramp, points) in sorted(trains.items()):
+        check_in_steps("channel", channel, 1, MAX_CHANNELS, 1)
+        check_in_steps("ramp", ramp, 0, MAX_RAMP, 1)
+        if fine_period and period_us <= MAX_FINE_PERIOD_US:
+            check_in_steps("period_us", period_us, FINE_PERIOD_STEP_US, MAX_FINE_PERIOD_US, FINE_PERIOD_STEP_US)
+        else:
+            check_in_steps("period_us", period_us, PERIOD_STEP_US, MAX_PERIOD_US, PERIOD_STEP_US)
+        is_fine = period_us % PERIOD_STEP_US != 0
+        code = period_us // (FINE_PERIOD_STEP_US if is_fine else PERIOD_STEP_US)
+        words = _encode_points(points)
+        mask |= 1 << channel - 1
+        data += struct.pack(">BH", len(points) - 1 << 4 | ramp, code << 1 | is_fine) + words
+        busy_ms += Fraction(1000 * (sum(duration_us for duration_us, _ in points) + _RECOVERY_US), period_us)
+    if busy_ms > MAX_BUSY_MS:
+        longer = math.ceil(1000 * busy_ms / MAX_BUSY_MS) / 1000
+        raise LimitError(f"trains take {float(busy_ms):.1f} ms of each second, at most {MAX_BUSY_MS}: periods {longer} times as long fit")
+    return encode_frame(number, Command.ML_UPDATE, bytes((mask,)) + data)
+
+
+def encode_ml_stop(number: int) -> bytes:
+    """All trains and high voltage off."""
+    return encode_frame(number, Command.ML_STOP)
+
+
+def encode_ml_get_current_data(number: int, selection: int) -> bytes:
+    """Ask how the trains are, which keeps them alive: `selection` 2 on a RehaMove3, 4 on a P24."""
+    check_in_steps("selection", selection, 2, 4, 2)
+    return encode_frame(number, Command.ML_GET_CURRENT_DATA, bytes((selection,)))
+
+
+def decode_ml_get_current_data(data: bytes) -> MlState:
+    """Data of the answer to `encode_ml_get_current_data`. Raises `ProtocolError`, also where the box reports an error in place of them."""
+    if data[:1] != b"\0":
+        raise ProtocolError(f"no state of the mid level: {_result_name(data[0]) if data else 'no data'}")
+    if data[1:2] == b"\2" and len(data) == 3:
+        codes = [data[2] >> bit & 1 for bit in range(4)]
+        is_running, running = bool(data[2] & 0x10), None
+    elif data[1:2] == b"\4" and len(data) == 7:
+        codes = [byte >> shift & 15 for byte in data[3:] for shift in (0, 4)]
+        is_running, running = bool(data[2]), frozenset(bit + 1 for bit in range(MAX_CHANNELS) if data[2] >> bit & 1)
+    else:
+        raise ProtocolError(f"no state of the mid level: {data.hex(' ')}")
+    errors = {channel: ML_CHANNEL_ERRORS.get(code, f"unknown state {code}") for channel, code in enumerate(codes, 1) if code}
+    return MlState(is_running, running, errors)
+
+
+def decode_battery_status(data: bytes) -> tuple[int, int]:
+    """Charge in percent and voltage in mV, from the data of the answer to GET_BATTERY_STATUS. Raises `ProtocolError`."""
+    if len(data) != 4 or data[0] != RESULT_OK:
+        raise ProtocolError(f"no battery status: {data.hex(' ') or 'no data'}")
+    return data[1], data[2] << 8 | data[3]
+
+
 def event_of(frame: Frame) -> DeviceEvent | None:
     """What a frame from the box means to guard; None for an answer that only confirms a question or a stop."""
     code = frame.data[0] if frame.data else -1
@@ -257,7 +366,7 @@ def event_of(frame: Frame) -> DeviceEvent | None:
         return DeviceEvent(DeviceEventKind.ELECTRODE_ERROR, frame.number, code, f"electrode error{where}")
     if code == RESULT_OK:
         return DeviceEvent(DeviceEventKind.ACK, frame.number, 0, "pulse done") if command is Command.LL_CHANNEL_CONFIG else None
-    if command is Command.LL_STOP and code == RESULT_NOT_INITIALISED:
+    if command in (Command.LL_STOP, Command.ML_STOP) and code == RESULT_NOT_INITIALISED:
         return None  # stopped already
     return DeviceEvent(DeviceEventKind.DEVICE_ERROR, frame.number, code, f"{command.name}: {_result_name(code)}")
 
@@ -304,6 +413,8 @@ class ScienceMode34(SerialDevice[Frame]):
         found_state = self._ask_who(Command.GET_STIM_STATUS, 3)[1]
         if found_state == 1:
             self.disarm()
+        elif found_state in (2, 3):  # by another program: its trains would go on for up to 2 s, and low level cannot be had
+            self._ask(Command.ML_STOP)
         return {
             "device_id": word(device_id[1:11]),
             "firmware": dotted(version[1:4]),
@@ -314,6 +425,13 @@ class ScienceMode34(SerialDevice[Frame]):
     def _who_is_there(self) -> str:
         device_id, version = (self._ask_who(*question, n_tries=1, timeout_s=IDENTIFY_TIMEOUT_S) for question in self._who)
         return " ".join((self._limits.model, word(device_id[1:11]), dotted(version[1:4])))
+
+    def _ask_more(self) -> dict[str, object]:
+        """Battery, which a P24 does not have. Electrodes cannot be asked for on the low level: the answer to a pulse tells of them."""
+        percent, mv = (
+            (None, None) if self.model == "p24" else decode_battery_status(self._ask_who(Command.GET_BATTERY_STATUS, 4, n_tries=1))
+        )
+        return {"battery_percent": percent, "battery_mv": mv}
 
     def _switch_on(self) -> None:
         _, data = self._ask(Command.LL_INIT, b"\x00")

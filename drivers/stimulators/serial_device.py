@@ -160,6 +160,10 @@ class SerialDevice(ABC, Generic[FrameT]):
     def _take_frame(self, frame: FrameT) -> DeviceEvent | None:
         """What a frame from the device means to guard; None = nothing. Sets `_stop_answered`."""
 
+    def _ask_more(self) -> dict[str, object]:
+        """Ask what else it says of itself, once, for `questions`."""
+        return {}
+
     # --- the same for all -----------------------------------------------------------------------------------------------------
     @property
     def limits(self) -> StimulatorLimits:
@@ -187,9 +191,17 @@ class SerialDevice(ABC, Generic[FrameT]):
 
     def identify(self) -> str:
         """Ask again who is there, once: in the middle of a session there is no box that just woke up. No output."""
-        if self._armed:
-            raise DriverError(f"{self._limits.model} is armed: it is asked who it is before that")
+        self._check_disarmed()
         return self._who_is_there()
+
+    def questions(self) -> dict[str, object]:
+        """What else it says of itself; most devices say nothing. No output."""
+        self._check_disarmed()
+        return self._ask_more()
+
+    def _check_disarmed(self) -> None:
+        if self._armed:
+            raise DriverError(f"{self._limits.model} is armed: it is asked before that")
 
     def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
         """Encode each train at each current from one device step up to its own, under each packet number. Raises `LimitError`."""
