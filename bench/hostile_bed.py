@@ -617,7 +617,7 @@ class Bed:
         for pair in self.people.values():
             for end in pair:
                 end.close()
-        ends = (self.link, g.link, g.control, self.door, g.opener_done, g.opener_bell, g.loop, self.loop, self.next_loop)
+        ends = (self.link, g.link, *g.doors, self.door, g.opener_done, g.opener_bell, g.loop, self.loop, self.next_loop)
         for end in ends:
             if end:
                 end.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from controller import messages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+BOX_S = 0.8  # guard waits half a second for a stimulator to confirm a stop
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
 
 
@@ -176,33 +177,69 @@ def show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
 
 
 # --- people's commands: standard library alone ------------------------------------------------------------------------------------
+BY_HAND = "SWITCH ITS STIMULATOR OFF BY HAND"
+
+
 def run_person(args: argparse.Namespace) -> int:
     """stop, status, trigger, arm, disarm, clear: ask guard."""
     names = [args.bed] if args.bed else messages.beds()
     if not names:
-        raise messages.NoBedError("no bed is running (start one with `calmloop run CONFIG`, or try `calmloop demo`)")
+        by_hand = "; if a stimulator is on, SWITCH IT OFF BY HAND" if args.do == "stop" else ""
+        start = "start one with `calmloop run CONFIG`, or try `calmloop demo`"
+        raise messages.NoBedError(f"no bed is running that can be found from here, {messages.runtime_folder()} ({start}){by_hand}")
     if args.do not in ("stop", "status") and len(names) > 1:
         names = [name for name in names if answers_status(name)]
         if len(names) != 1:
             raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
-    who = f"calmloop {args.do} ({getpass.getuser()})"
+    who = f"calmloop {args.do} ({messages.user()})"
     if args.do == "arm":
         return run_arm(args, names[0], who)
     command: dict[str, Any] = messages.press(who) if args.do == "trigger" else {"do": args.do, "who": who}
     if args.do == "clear":
         command["reason"] = args.reason
-    answers, gone = messages.ask_all(names, command)
+    answers, gone = stop(names, command) if args.do == "stop" else messages.ask_all(names, command)
+    if args.do in ("stop", "disarm"):
+        wait_for_the_box(answers)
     if args.do == "status":
         answers = {name: answer | {"daemon": messages.daemon_status(name)} for name, answer in answers.items()}
     # a socket that was left over stands for nobody; a guard that does not answer may still be at work
     hung = [bed for bed, why in gone.items() if "DID NOT ANSWER" in why]
+    unconfirmed = [bed for bed, answer in answers.items() if answer["stop_confirmed"] is False]
     result = {"ok": bool(answers) and not hung and all(a["ok"] for a in answers.values()), "beds": answers, "gone": gone}
-    lines = [f"{gone[bed]}{': SWITCH ITS STIMULATOR OFF BY HAND' if args.do == 'stop' else ''}" for bed in hung]
-    lines += [f"{name}: {describe(answer)}" for name, answer in answers.items()] + [why for bed, why in gone.items() if bed not in hung]
+    if args.do in ("stop", "disarm"):
+        result["ok"] = result["ok"] and not unconfirmed
+    lines = [f"{gone[bed]}{f': {BY_HAND}' if args.do == 'stop' else ''}" for bed in hung]
+    lines += [f"{name}: {describe(answer)}" for name, answer in answers.items()]
+    lines += [f"{why}{f'; if it is on, {BY_HAND}' if args.do == 'stop' else ''}" for bed, why in gone.items() if bed not in hung]
     show(args, result, "\n".join(lines))
     if not answers or hung:
         return WRONG
     return GOOD if result["ok"] else SHORT
+
+
+def stop(names: list[str], command: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Say it to all; whoever does not answer within half a second is named at once, and hears it again."""
+    answers, gone = messages.ask_all(names, command, 0.5)
+    hung = [bed for bed, why in gone.items() if "DID NOT ANSWER" in why]
+    if hung:
+        print(f"no answer yet from {', '.join(hung)}: {BY_HAND}; still trying", file=sys.stderr, flush=True)
+        more, still = messages.ask_all(hung, command, 1.5)
+        answers |= more
+        gone = {bed: why for bed, why in gone.items() if bed not in hung} | still
+    return answers, gone
+
+
+def wait_for_the_box(answers: dict[str, Any]) -> None:
+    """Until each stimulator has confirmed its stop, or has not for as long as guard waits for that."""
+    end = time.monotonic() + BOX_S
+    while waiting := [bed for bed, answer in answers.items() if answer["stop_confirmed"] is None]:
+        time.sleep(0.02)
+        now, _ = messages.ask_all(waiting, {"do": "status"}, 0.5)
+        for bed in waiting:
+            said = now.get(bed, {})
+            answers[bed] |= {key: said[key] for key in ("state", "automatic", "reason", "stop_confirmed") if key in said}
+            if answers[bed]["stop_confirmed"] is None and time.monotonic() > end:
+                answers[bed]["stop_confirmed"] = False
 
 
 def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
@@ -247,6 +284,8 @@ def describe(answer: dict[str, Any]) -> str:
     state = answer["state"] + (" automatic" if answer["automatic"] else "")
     words = [f"{state} ({answer['reason']})"]
     words += [reason for reason in answer["reasons"] if reason != answer["reason"]]
+    if answer["stop_confirmed"] is False:
+        words.append(f"the stimulator did not confirm the stop: {BY_HAND}")
     if "daemon" in answer:
         words.append(f"loop {answer['loop']}, {'data ok' if answer['data_ok'] else 'NO DATA'}")
         words.append(f"{answer['pulses']} pulses, {answer['charge_uc'] / 1000:.2f} mC, {answer['on_time_s']:.1f} s of stimulation")
@@ -343,7 +382,7 @@ def run_dose(args: argparse.Namespace) -> int:
             if not args.reset.strip():
                 raise JournalError("--reset needs a reason in words")
             journal = Journal(path, replace_broken=True)
-            journal.reset(args.reset, getpass.getuser())
+            journal.reset(args.reset, messages.user())
             put_aside = journal.put_aside
             journal.close()
         rows, held = look(path)

@@ -73,7 +73,7 @@ class Guard:
         self.trains, self.serial = view["trains"], view["serial"]
         self.supervisor = Supervisor(prescription_from(view, device_of(stimulator.limits)))
         self.supervisor.remember(view["history"])
-        self.link, self.control, self.ring = link, control, ring
+        self.link, self.doors, self.ring = link, [control], ring
         self.loop: socket.socket | None = None
         self.clients: list[socket.socket] = []
         self.device_open = False
@@ -84,6 +84,7 @@ class Guard:
         # stops that are to be said again, and the answer that is waited for
         self.stop = Verdict(False, SafetyState.FAULT, False, (), Output.STOP, 0, 0, 0, 0, 0)
         self.stops_left = self.stop_again_ns = self.stop_check_ns = 0
+        self.stop_confirmed: bool | None = True  # what the stimulator said to the last stop; None = nothing yet
         self.last_packet = -1
         # what must be on the disk before something else may happen, by the numbers of its rows
         self.arm_row = 0
@@ -130,7 +131,7 @@ class Guard:
 
     def hear_all(self, ready: list[Any]) -> None:
         """Everybody who has something to say at once, the most severe first: a stop beats every start (C2, B7)."""
-        newcomers = self.accept() if self.control in ready else []
+        newcomers = [client for door in self.doors if door in ready for client in self.accept(door)]
         said = [(client, self.read(client)) for client in [*(c for c in ready if c in self.clients), *newcomers]]
         for client, command in said:
             if command and command.get("do") == "stop":
@@ -151,7 +152,7 @@ class Guard:
 
     def wait(self) -> list[Any]:
         """Block until something can be read or the supervisor's or the reopening deadline is due."""
-        sources: list[Any] = [self.control, self.link, self.opener_done, *self.clients]
+        sources: list[Any] = [*self.doors, self.link, self.opener_done, *self.clients]
         if self.loop is not None:
             sources.append(self.loop)
         if self.device_open:
@@ -203,6 +204,8 @@ class Guard:
                 case Output.STOP:
                     self.check.due = None
                     self.stimulator.stop()
+                    if self.device_open:
+                        self.stop_confirmed = None
                     now = monotonic_ns()
                     self.stops_left, self.stop_again_ns = MORE_STOPS if verdict.state is SafetyState.FAULT else 0, now + STOP_AGAIN_NS
                     self.stop_check_ns = now + STOP_ANSWER_NS if self.device_open else 0
@@ -215,6 +218,8 @@ class Guard:
                     self.stimulator.arm()
                 case Output.DISARM:
                     self.stimulator.disarm()
+                    if self.device_open:
+                        self.stop_confirmed = None
                     self.stop_check_ns = monotonic_ns()
         except DriverError as error:
             self.check.due = None
@@ -289,7 +294,7 @@ class Guard:
         self.stop_check_ns = 0
         if not self.device_open:
             return
-        answered = self.stimulator.status()["stop_answered"]
+        answered = self.stop_confirmed = bool(self.stimulator.status()["stop_answered"])
         if self.supervisor.state is SafetyState.FAULT:
             self.let_go()
         if not answered:
@@ -297,6 +302,8 @@ class Guard:
 
     def let_go(self) -> None:
         """Close the port; whatever waits in it is dropped."""
+        if self.stop_confirmed is None:
+            self.stop_confirmed = bool(self.stimulator.status()["stop_answered"])
         self.device_open = False
         self.stops_left = self.stop_check_ns = 0
         self.stimulator.close()
@@ -421,12 +428,12 @@ class Guard:
             self.done = True
             say(f"the daemon is gone: output stopped, not armed; {self.supervisor.pulses_total} pulses were given")
 
-    def accept(self) -> list[socket.socket]:
+    def accept(self, door: socket.socket) -> list[socket.socket]:
         """Let people's commands in, if they come from this user or root."""
         newcomers: list[socket.socket] = []
         while True:
             try:
-                client, _ = self.control.accept()
+                client, _ = door.accept()
             except OSError:
                 return newcomers
             client.setblocking(False)
@@ -470,7 +477,7 @@ class Guard:
 
     def answer_wrong(self, client: socket.socket, error: Exception) -> None:
         """A command that cannot be read is refused with what would be right."""
-        verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=f"command: {error}"[:200]))
+        verdict = self.take(Event(Kind.BAD_INPUT, monotonic_ns(), text=printable(f"command: {error}"[:200])))
         self.tell(client, {"ok": False, "reasons": list(verdict.reasons)})
 
     def tell(self, client: socket.socket, answer: dict[str, Any]) -> None:
@@ -483,7 +490,7 @@ class Guard:
     def command(self, client: socket.socket, command: dict[str, Any]) -> dict[str, Any] | None:
         """Carry out a person's command. Raises ValueError naming what would be right."""
         now = monotonic_ns()
-        do, who = command.get("do"), str(command.get("who", "a person"))[:80]
+        do, who = command.get("do"), printable(str(command.get("who", "a person"))[:80])
         if do == "stop":
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
@@ -497,7 +504,7 @@ class Guard:
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
         if do == "clear":
-            verdict = self.take(Event(Kind.CLEAR, now, text=str(command.get("reason", ""))))
+            verdict = self.take(Event(Kind.CLEAR, now, text=printable(str(command.get("reason", "")))))
             return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
         if do == "button":
             closed = command.get("closed")
@@ -559,7 +566,12 @@ class Guard:
         s = self.supervisor
         now = monotonic_ns()
         p = s.prescription
+        stimulator = self.stimulator.status() if self.device_open else None
+        confirmed = self.stop_confirmed
+        if confirmed is None and stimulator and stimulator["stop_answered"]:
+            confirmed = True
         return {
+            "stop_confirmed": confirmed,
             "state": s.state.value,
             "reason": s.reason,
             "automatic": s.automatic,
@@ -578,11 +590,16 @@ class Guard:
             },
             "faults": f"{len(s.faults)} of {FAULTS}{', guard must be started again' if s.permanent else ''}",
             "button": "none" if not s.button_ns else "stuck" if s.button_stuck else "closed" if s.button_closed else "open",
-            "stimulator": self.stimulator.status() if self.device_open else "absent",
+            "stimulator": stimulator or "absent",
             "build": self.build,
             "realtime": self.got,
             "pid": os.getpid(),
         }
+
+
+def printable(text: str) -> str:
+    """What strangers write stands on screens and in logs: nothing that moves a cursor, breaks a line or cannot be encoded."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def whole(command: dict[str, Any], name: str) -> int:
@@ -660,6 +677,19 @@ def listen(path: Path) -> socket.socket:
     return control
 
 
+def back_door(path: Path) -> list[socket.socket]:
+    """Listen at the bed's second address, which needs no folder: a stop gets in when the first is deleted or cannot be found."""
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        door.bind(messages.second_address(path))
+        door.listen(MAX_CLIENTS)
+    except OSError as error:  # too long, or taken by a stranger: the first address is what counts
+        say(f"no second address for stops: {error}")
+        door.close()
+        return []
+    return [door]
+
+
 def say(text: str) -> None:
     """Last words and start-up troubles go to standard error, never the hot path's."""
     print(f"guard: {text}", file=sys.stderr, flush=True)
@@ -692,6 +722,7 @@ def main() -> int:
         say(f"not started: {error}")
         path.unlink()
         return 2
+    guard.doors += back_door(path)
     got |= realtime.freeze()
     guard.got = got
     of_driver = sorted(name for name in sys.modules if name.startswith(("drivers.stimulators.", "controller.wire.")))

@@ -5,6 +5,7 @@ Standard library alone; imported by guard and by `calmloop stop`, which must sta
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import secrets
@@ -58,11 +59,20 @@ RING_CYCLE, RING_GUARD, RING_LOOP_NOTE = 1, 2, 3
 # --- people's commands ------------------------------------------------------------------------------------------------------------
 MAX_COMMAND_BYTES = 4096
 STATUS_STALE_NS = 1_000_000_000
+_SECOND = "\0calmloop "
 ARM_S = 4.0  # until it is on the disk and the stimulator has confirmed
 
 
 class NoBedError(Exception):
     """No daemon answers."""
+
+
+def user() -> str:
+    """Who asks, by name or, where there is none (a container), by number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def runtime_folder() -> Path:
@@ -82,18 +92,66 @@ def runtime_folder() -> Path:
 
 
 def control_path(bed: str) -> Path:
-    """Socket of a bed's guard."""
-    return runtime_folder() / f"{bed}.sock"
+    """Socket of a bed's guard; a bed of another folder is named by its socket's whole path."""
+    return Path(bed) if "/" in bed else runtime_folder() / f"{bed}.sock"
+
+
+def second_address(path: Path) -> str:
+    """Where the guard of that socket listens too: in Linux' abstract namespace, which no folder and no deletion has a hand in."""
+    return f"{_SECOND}{path}"
 
 
 def status_path(bed: str) -> Path:
     """Status file of a bed's daemon."""
-    return runtime_folder() / f"{bed}.status.json"
+    return control_path(bed).with_suffix(".status.json")
 
 
 def beds() -> list[str]:
-    """Names of the beds that have a socket here, whether or not anybody still listens."""
-    return sorted(path.stem for path in runtime_folder().glob("*.sock"))
+    """Names of the beds that have an address here, whether or not anybody still listens.
+
+    Where `CALMLOOP_RUNTIME_DIR` does not name the folder, beds of this user in any folder are among them, by their whole path: whoever
+    wants to stop a bed must not need to know how it was started.
+    """
+    try:
+        here: Path | None = runtime_folder()
+    except NoBedError:
+        here = None
+    names = {path.stem for path in here.glob("*.sock")} if here else set()
+    for path in _second_addresses():
+        if path.parent == here:
+            names.add(path.stem)
+        elif "CALMLOOP_RUNTIME_DIR" not in os.environ and _is_ours(path):
+            names.add(os.fspath(path))
+    return sorted(names)
+
+
+def _second_addresses() -> list[Path]:
+    """Sockets of all guards of this machine, by what the kernel says of who listens where."""
+    try:
+        lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    shown = "@" + _SECOND[1:]
+    rows = (line.split(maxsplit=7) for line in lines)
+    # flags 10000: it listens
+    return [Path(row[7].removeprefix(shown)) for row in rows if len(row) == 8 and row[3] == "00010000" and row[7].startswith(shown)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a guard of this user (or, for root, of anybody) listens at the second address; anybody could have taken the name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.settimeout(0.2)
+        try:
+            s.connect(second_address(path))
+            return _listener(s) in (0, os.getuid()) or os.getuid() == 0
+        except OSError:
+            return False
+
+
+def _listener(s: socket.socket) -> int:
+    """User of the process at the other end."""
+    uid: int = struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+    return uid
 
 
 def ask(bed: str, command: dict[str, Any], timeout_s: float = 2.0) -> dict[str, Any]:
@@ -146,18 +204,40 @@ def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.
     answers: dict[str, dict[str, Any]] = {}
     gone: dict[str, str] = {}
 
+    def connect(bed: str) -> socket.socket:
+        """By the first address, or, where that is gone, by the second."""
+        path = control_path(bed)
+        for address in (os.fspath(path), second_address(path)):
+            s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            while True:
+                s.settimeout(max(0.001, end - monotonic()))
+                try:
+                    s.connect(address)
+                    if address[0] != "\0" or _listener(s) in (0, os.getuid()) or os.getuid() == 0:
+                        return s
+                    break
+                except BlockingIOError:  # a queue of others at the door: knock again
+                    if monotonic() >= end:
+                        s.close()
+                        raise
+                    sleep(0.002)
+                except OSError as error:
+                    if address[0] != "\0":
+                        first = error
+                    break
+            s.close()
+        raise first
+
     def send(bed: str) -> None:
-        sockets[bed] = s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         while True:
-            s.settimeout(max(0.001, end - monotonic()))
+            sockets[bed] = s = connect(bed)
             try:
-                s.connect(os.fspath(control_path(bed)))
-                break
-            except BlockingIOError:  # a queue of others at the door: knock again
-                if monotonic() >= end:
+                s.send(json.dumps(command).encode())
+                return
+            except (BrokenPipeError, ConnectionResetError):  # pushed out by a crowd; only a stop may be said twice
+                if command.get("do") != "stop" or monotonic() >= end:
                     raise
-                sleep(0.002)
-        s.send(json.dumps(command).encode())
+                s.close()
 
     def receive(bed: str) -> dict[str, Any]:
         data = sockets[bed].recv(65536)
@@ -190,7 +270,8 @@ def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.
         except (OSError, ValueError) as error:
             gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error}"
         finally:
-            sockets[bed].close()
+            if bed in sockets:
+                sockets[bed].close()
     return answers, gone
 
 
@@ -198,6 +279,6 @@ def daemon_status(bed: str) -> dict[str, Any] | None:
     """What a bed's daemon last wrote; None where that is older than `STATUS_STALE_NS` or cannot be read."""
     try:
         status: dict[str, Any] = json.loads(status_path(bed).read_text())
-    except (OSError, ValueError):
+        return status if monotonic_ns() - status["written_ns"] < STATUS_STALE_NS else None
+    except (OSError, ValueError, KeyError, TypeError, NoBedError):
         return None
-    return status if monotonic_ns() - status["written_ns"] < STATUS_STALE_NS else None

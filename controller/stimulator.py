@@ -6,7 +6,6 @@ limits, soft start, dose journal, audit and recording are those of a bed, and a 
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import sys
@@ -127,7 +126,7 @@ def through_guard(args: argparse.Namespace, one: Settings, looked_at: LookedAt) 
     from controller import demo
     from controller.journal import default_path
 
-    bed, who = f"test-{os.getpid()}", f"calmloop stimulator test ({getpass.getuser()})"
+    bed, who = f"test-{os.getpid()}", f"calmloop stimulator test ({messages.user()})"
     folder, journal = Path(one.session.folder), args.journal or default_path(args.bed)
     before = set(folder.glob(f"*_{bed}*"))
     with tempfile.TemporaryDirectory(prefix="calmloop-test-") as work_name, tempfile.TemporaryFile("w+") as said:

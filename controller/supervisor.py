@@ -600,6 +600,8 @@ class Supervisor:
         most = self.prescription.max_sample_age_ns
         if -MAX_TRIGGER_AGE_NS <= self.data_age_ns <= most:
             return ""
+        if self.data_age_ns < 0:
+            return f"data stale: newest sample is stamped {_ms(-self.data_age_ns)} ms ahead of this machine's clock"
         return f"data stale: newest sample is {_ms(self.data_age_ns)} ms old (at most {most // MS})"
 
     # --- arming: two steps by a person, one on the disk, one by the stimulator -----------------------------------------------
@@ -764,7 +766,7 @@ class Supervisor:
         if self.state is not SafetyState.ARMED:
             stimulating = self.state is SafetyState.STIMULATING
             reasons.append("already stimulating [C6]" if stimulating else f"not armed: {self.state}, {self.reason} [B2]")
-        if now - self.person_ns > p.arming_expires_ns:
+        elif now - self.person_ns > p.arming_expires_ns:
             reasons.append("arming has expired [B4]")
         if self.arming_ns:
             reasons.append("arming is under way [B3]")
@@ -854,8 +856,6 @@ class Supervisor:
         if continues:
             if since < p.look_dead_ns + p.look_ns:
                 reasons.append(f"look of {(p.look_dead_ns + p.look_ns) // MS} ms not over [A9, {layer(p, 'look_ns')}]")
-            if self.event_on_ns + duration > p.max_event_ns:
-                reasons.append(f"event would pass {p.max_event_ns // S} s of stimulation [A9, {layer(p, 'max_event_ns')}]")
         else:
             if since < p.refractory_ns:
                 so_far = f"{since // MS} of {p.refractory_ns // MS} ms since the last event"
@@ -866,6 +866,8 @@ class Supervisor:
             if event.kind is Kind.REQUEST and automatic >= p.max_auto_events_1h:
                 words = f"dose: {p.max_auto_events_1h} automatic events in an hour; {LOCKOUT_WORDS}"
                 reasons.append(f"{words} [A9, {layer(p, 'max_auto_events_1h')}]")
+        if self.event_on_ns * continues + duration > p.max_event_ns:
+            reasons.append(f"event would pass {p.max_event_ns // S} s of stimulation [A9, {layer(p, 'max_event_ns')}]")
         reasons += self._long_dose_reasons(_planned(t, current_ua, duration), now)
         # all that is remembered is at least what any window holds; only if that is much, a closer look is needed
         if self.trains and self.on_time_total_ns - self.trains[0][2] + duration <= min(p.max_on_time_60s_ns, p.max_duty_5min_ns):

@@ -747,7 +747,20 @@ def test_data_that_turn_stale_while_nothing_is_given_are_told():
     for ahead_ns, fresh in ((250 * MS, True), (250 * MS + 1, False)):
         bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now + ahead_ns)
         assert bed.s.data_ok is fresh
-    assert bed.last.reasons == ("data stale: newest sample is -250 ms old (at most 100)",)
+    assert bed.last.reasons == ("data stale: newest sample is stamped 251 ms ahead of this machine's clock",)
+    bed.do(Kind.HEARTBEAT, ok=True, sample_ns=bed.now - 100 * MS - 1)
+    assert bed.s.stale == "data stale: newest sample is 101 ms old (at most 100)"
+
+
+@pytest.mark.safety("A9")
+def test_the_first_train_of_an_event_is_no_longer_than_an_event_may_be():
+    for most_ns, given in ((500 * MS, True), (500 * MS - 1, False), (0, False)):
+        bed = Bed(replace(FREE, max_event_ns=most_ns)).armed()
+        assert bed.request().delivered is given
+        if not given:
+            assert bed.last.reasons[0].startswith("refused: event would pass 0 s of stimulation [A9, ")
+        bed = Bed(replace(FREE, max_event_ns=most_ns)).armed()
+        assert bed.press().delivered is given
 
 
 @pytest.mark.safety("A9")
