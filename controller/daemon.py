@@ -117,6 +117,7 @@ class Daemon:
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
         self.exit_code = 0
+        self.status_problem = ""  # what was told of it last
         self.drained = True  # every row of guard that was read is on the disk
         self.ending = ""
         self.started = time.monotonic()
@@ -456,10 +457,17 @@ class Daemon:
             "disk_free_bytes": free_bytes,
             "up_s": round(time.monotonic() - self.started, 1),
         }
-        path = messages.status_path(self.bed)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(facts))
-        partial.replace(path)
+        try:
+            path = messages.status_path(self.bed)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(facts))
+            partial.replace(path)
+        except (OSError, messages.NoBedError) as error:  # it goes stale, which is seen; the bed goes on
+            if str(error) != self.status_problem:
+                self.tell(f"the report for `calmloop status` cannot be written: {error}")
+            self.status_problem = str(error)
+        else:
+            self.status_problem = ""
 
     def status_line(self) -> None:
         """One line that is drawn over, on a terminal."""

@@ -1,15 +1,19 @@
 """The command line as people meet it."""
 
+import getpass
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from controller import messages
 from tests.rig import GuardRig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +78,110 @@ def test_a_bed_that_hangs_is_said_first_and_keeps_no_other_from_stopping(guard, 
         os.kill(other.process.pid, signal.SIGCONT)
     other.wait_for(lambda s: s["state"] == "IDLE")  # the stop was waiting for it
     other.close()
+
+
+@pytest.mark.safety("C1")
+def test_a_bed_whose_socket_was_deleted_is_stopped_all_the_same(guard):
+    guard.arm()
+    messages.control_path("test").unlink()
+    assert messages.beds() == ["test"]
+    answer = calmloop("stop")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert guard.ask("status")["state"] == "IDLE"
+    messages.runtime_folder().rmdir()
+    assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
+
+
+@pytest.mark.safety("C1")
+def test_a_bed_of_another_folder_is_found_by_whoever_does_not_name_one(guard, monkeypatch, tmp_path):
+    path = os.fspath(messages.control_path("test"))
+    monkeypatch.delenv("CALMLOOP_RUNTIME_DIR")  # as `sudo`, cron or another shell would
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    assert path in messages.beds()  # and perhaps the beds of this machine, which are none of our business
+    guard.bed = path
+    assert guard.ask("stop")["ok"]
+
+
+@pytest.mark.safety("C1")
+def test_a_stranger_at_the_second_address_is_no_bed(monkeypatch):
+    path = messages.runtime_folder() / "test.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.bind(messages.second_address(path))
+        stranger.listen()
+        monkeypatch.setattr(messages, "_listener", lambda _: 12345)
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+        with pytest.raises(messages.NoBedError, match="no bed named 'test' is running"):
+            monkeypatch.setattr(messages, "runtime_folder", lambda: path.parent)
+            messages.ask("test", {"do": "stop"})
+        assert not messages._is_ours(path)
+
+
+@pytest.mark.safety("C1", "B8")
+def test_a_stop_that_the_box_does_not_confirm_is_no_stop(guard):
+    guard.arm()
+    os.kill(guard.twin.process.pid, signal.SIGSTOP)
+    try:
+        words = "the stimulator did not confirm the stop: SWITCH ITS STIMULATOR OFF BY HAND"
+        answer = calmloop("stop")
+        assert words in answer.stdout and answer.returncode == 1
+        guard.wait_for(lambda s: s["state"] == "FAULT" and s["stop_confirmed"] is False)
+        assert words in calmloop("status").stdout  # and it stays said
+        assert json.loads(calmloop("stop", "--json").stdout)["ok"] is False
+    finally:
+        os.kill(guard.twin.process.pid, signal.SIGCONT)
+
+
+@pytest.mark.safety("C1")
+def test_a_stop_that_was_pushed_out_is_said_again():
+    """Somebody who lets go of the first two that come, before they have said anything or after."""
+    path = messages.control_path("crowd")
+    heard = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+        door.bind(os.fspath(path))
+        door.listen()
+
+        def serve():
+            for k in range(4):
+                client, _ = door.accept()
+                if k == 1:
+                    client.recv(4096)
+                if k == 3:
+                    heard.append(client.recv(4096))
+                    client.send(b'{"ok": true}')
+                client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert messages.ask("crowd", {"do": "stop"})["ok"]
+        thread.join(10)
+    assert heard == [b'{"do": "stop"}']
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch):
+    def nameless():
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert messages.user() == f"user {os.getuid()}"
+
+
+def test_without_a_bed_whoever_stops_is_told_what_to_do():
+    answer = calmloop("stop")
+    assert answer.returncode == 2
+    assert "SWITCH IT OFF BY HAND" in answer.stderr and os.environ["CALMLOOP_RUNTIME_DIR"] in answer.stderr
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"written_ns": "a"}', "{"])
+def test_a_broken_report_is_none(text):
+    messages.status_path("test").write_text(text)
+    assert messages.daemon_status("test") is None
+
+
+def test_what_strangers_write_moves_no_cursor(guard):
+    assert guard.ask("stop", who="x\n    1.00 s  FAULT\x1b[31m \ud800")["ok"]
+    status = calmloop("status")
+    assert status.returncode == 0 and "\x1b" not in status.stdout
+    assert "x?    1.00 s  FAULT?[31m ?" in status.stdout
 
 
 def test_arming_for_less_than_was_asked_is_no_success(guard):

@@ -141,6 +141,20 @@ def test_a_new_state_is_in_the_status_file_at_once(bed):
 
 
 @pytest.mark.safety("B8")
+def test_a_report_that_cannot_be_written_is_told_once_and_ends_nothing(bed, monkeypatch):
+    folder = messages.runtime_folder()
+    folder.chmod(0o777)
+    for state in ("ARMED", "IDLE"):
+        bed.guard.put(state)
+        bed.drain()
+    assert sum("cannot be written" in line for line in bed.lines) == 1
+    folder.chmod(0o700)
+    bed.guard.put("FAULT")
+    bed.drain()
+    assert messages.daemon_status("test")["state"] == "FAULT"
+
+
+@pytest.mark.safety("B8")
 def test_what_a_daemon_that_was_killed_said_last_is_gone_when_its_successor_begins(bed, tmp_path):
     bed.guard.put("ARMED")
     bed.drain()
