@@ -96,13 +96,23 @@ def held_by(port: str, beds: dict[str, str]) -> str:
     where = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     for row in rows:  # 1: FLOCK  ADVISORY  WRITE 812 00:06:1143 0 EOF; one that waits for a lock has "->" in its second place
         words = row.split()
-        if len(words) > 5 and words[1] == "FLOCK" and words[5] == where:
+        if len(words) > 5 and words[1] == "FLOCK" and words[5] == where and _has_open(words[4], real):
             try:
                 name = Path(f"/proc/{words[4]}/comm").read_text().strip()
             except OSError:
                 name = "of another user"
             return f"process {words[4]} ({name})"
     return ""
+
+
+def _has_open(process: str, port: str) -> bool:
+    """Whether that process has the port open, as far as we may look: a pty that is gone leaves its number to the next one."""
+    try:
+        return any(os.path.realpath(fd) == port for fd in Path(f"/proc/{process}/fd").iterdir())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 # --- streams and buttons ----------------------------------------------------------------------------------------------------------
