@@ -142,6 +142,8 @@ class StimulatorLimits:
         Whether the device confirms each pulse, and a stop. Where it does not, what was written counts as done.
     ramps : bool
         Whether the current of a pulse can be chosen at all; where it cannot, a dial sets it and the step is the whole current.
+    keep_alive_s : float
+        How long the device may be left without a word before `Stimulator.keep_alive` is due; 0 = it needs none.
     """
 
     model: str
@@ -157,6 +159,7 @@ class StimulatorLimits:
     answers_pulses: bool = True
     answers_stop: bool = True
     ramps: bool = True
+    keep_alive_s: float = 0.0
 
 
 class DeviceEventKind(Enum):
@@ -166,6 +169,8 @@ class DeviceEventKind(Enum):
     ELECTRODE_ERROR = "electrode error"
     DEVICE_ERROR = "device error"
     PROTOCOL_ERROR = "protocol error"
+    EMERGENCY_STOP = "emergency stop"  # the box's own
+    DEVICE_RESET = "device reset"
     PORT_LOST = "port lost"
 
 
@@ -229,6 +234,10 @@ class Stimulator(Protocol):
 
         Raises `NotArmedError`, `LimitError`, `WireError` (nothing sent); `ShortWriteError`, `PortLostError` (link in doubt).
         """
+        ...
+
+    def keep_alive(self) -> None:
+        """Say a word without output to a device that takes silence for the end of the session. Raises as `trigger`."""
         ...
 
     def stop(self) -> None:

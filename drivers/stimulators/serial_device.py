@@ -236,6 +236,9 @@ class SerialDevice(ABC, Generic[FrameT]):
     def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
         return self._frames[train][current_ua][number]
 
+    def keep_alive(self) -> None:  # noqa: B027: most need none
+        """Say a word without output, where `limits.keep_alive_s` asks for it. Raises `ShortWriteError`, `PortLostError`."""
+
     def stop(self) -> None:
         """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
 
@@ -432,7 +435,8 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
     -------
     fd : int
     facts : dict
-        Whether the port is ours alone (`exclusive`) and hands over answers at once (`low_latency`).
+        Whether the port is ours alone (`exclusive`), hands over answers at once (`low_latency`) and does all of `line` (`line_kept`): a pty
+        drops the parity and says nothing.
     """
     try:
         fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
@@ -450,6 +454,7 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
         attributes: list[int | list[bytes | int]] = [0, 0, control, 0, speed, speed, characters]
         termios.tcsetattr(fd, termios.TCSANOW, attributes)
         termios.tcflush(fd, termios.TCIOFLUSH)
+        line_kept = termios.tcgetattr(fd)[2] & control == control
     except (OSError, termios.error) as error:
         os.close(fd)
         if isinstance(error, BlockingIOError):
@@ -458,7 +463,7 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
     # flock binds only those who ask for it too, TIOCEXCL only those who are not root. Not on a pty: a virtual box keeps it open, and the
     # flag would outlive a guard that was killed.
     exclusive = os.major(os.fstat(fd).st_rdev) not in PTY_MAJORS and best_effort(lambda: fcntl.ioctl(fd, termios.TIOCEXCL))
-    return fd, {"exclusive": exclusive, "low_latency": best_effort(lambda: _set_low_latency(fd))}
+    return fd, {"exclusive": exclusive, "low_latency": best_effort(lambda: _set_low_latency(fd)), "line_kept": line_kept}
 
 
 def best_effort(setting: Callable[[], object]) -> bool:
