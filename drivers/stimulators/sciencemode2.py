@@ -11,8 +11,8 @@ of a session an Init means that the box has begun anew: an event. `keep_alive` s
 box plays nothing on by itself, and a box that hears nothing any more falls back to where it gives none.
 
 Facts from: Science_Mode2_Description_Protocol_20121212.pdf (version 1.24); ScienceMode/ScienceMode2 README.md. Its text says little endian,
-its tables and every implementation have the most significant byte first. It has no serial number, no high voltage to switch and no electrode
-check without a pulse.
+its tables and every implementation have the most significant byte first. The box has no serial number, no high voltage to switch, and no
+electrode check without a pulse.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class SerialDevice(ABC, Generic[FrameT]):
     def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
         return self._frames[train][current_ua][number]
 
-    def keep_alive(self) -> None:  # noqa: B027: most need none
+    def keep_alive(self) -> None:
         """Say a word without output, where `limits.keep_alive_s` asks for it. Raises `ShortWriteError`, `PortLostError`."""
 
     def stop(self) -> None:
