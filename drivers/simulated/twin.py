@@ -163,8 +163,8 @@ class Twin:
     publish : callable
         Takes a `PULSE_RECORD` as soon as a pulse is certain to start, unless a stop comes before it does.
     fault : tuple of (str, int)
-        One of the box's `FAULTS`, and after how many pulses it strikes. "hang" and "hangup" strike once those pulses are answered, the others
-        hit the pulse that follows.
+        One of the box's `FAULTS`, and after how many pulses it strikes. "hang" and "hangup" strike once those pulses are answered, the
+        others hit the pulse that follows.
     """
 
     LATENCY_NS: ClassVar[int] = 1_000_000

@@ -2,18 +2,19 @@
 
 Fidelity. As documented: framing, Init each 500 ms until it is answered, the watchdog of 1.2 s, the three modes and what each of them
 refuses, single pulses, the channel list (main interval, doublets and triplets, channels of low frequency, one-shot lists, updates), result
-codes, stimulation errors, 10 to 24 ms from a command to its pulse (drawn anew for each from a generator with a fixed seed), a pulse width below
-20 µs played as 20, the gap of 100 µs.
+codes, stimulation errors, 10 to 24 ms from a command to its pulse (drawn anew for each from a generator with a fixed seed), a pulse width
+below 20 µs played as 20, the gap of 100 µs.
 
-Ours, where documents are silent: each command is answered 3 ms after its last byte (the line takes 23.9 µs a byte), a pulse too, before it
-starts; a pulse waits for the end of the one before it; one that was taken is played even if a stop comes meanwhile; a stop is answered "ok" in
-start mode (a peer sends one first in each session, and takes anything else for an error); before InitAck everything else is ignored; an
-InitAck counts only with the number of the last Init; a list is initialised in start mode alone; the inter-pulse interval's 8 ms are asked for
-by the first doublet or triplet (a peer initialises single pulses with 2 ms); a list begins as late as a single pulse, then keeps its
-interval; an update is played from the next round on, whatever "execution" says; a current of 0 is no pulse; a channel of low frequency plays
-in one of factor + 1 rounds; faults strike single pulses alone; the emergency stop stays pressed; an electrode error is found by a pulse
-that is played, the two other errors prevent it, and all come after its answer. Not here: a MOTOmed, electrodes, the 2 mA steps of the README
-(the protocol's fields count 1 mA).
+Ours, where documents are silent. Link: each command is answered 3 ms after its last byte (the line takes 23.9 µs a byte), a pulse too,
+before it starts; before InitAck all else is ignored; an InitAck counts only with the number of the last Init. Single pulses: one waits for
+the end of the one before it; one that was taken is played even if a stop comes meanwhile; a current of 0 is no pulse. A stop is answered
+"ok" in start mode too (a peer begins each session with one and takes any other answer for an error). Lists: initialised in start mode
+alone; the 8 ms between pulses of a group are asked for by the first doublet or triplet (a peer initialises single pulses with 2 ms); a list
+begins as late as a single pulse, then keeps its interval; an update is played from the next round on, whatever "execution" says; a channel
+of low frequency plays in one of factor + 1 rounds. Faults strike single pulses alone: the emergency stop stays pressed; an electrode error
+is found by a pulse that is played, the two other errors prevent it; each is told after the pulse's answer.
+
+Not here: a MOTOmed, electrodes, the 2 mA steps of the README (the protocol's fields count 1 mA).
 
 Facts from: Science_Mode2_Description_Protocol_20121212.pdf (version 1.24); ScienceMode/ScienceMode2 README.md.
 """
@@ -92,7 +93,7 @@ def wrap(number: int, command: int, data: bytes = b"") -> bytes:
 class Line:
     """Cuts the byte stream into frames and knows when each one's last byte arrived at the line rate.
 
-    Strict: a byte outside a frame, a second F0 inside one, or more bytes than stated are refused, and the search begins again at the next F0.
+    Strict: a byte outside a frame, a second F0 inside one, more bytes than stated are refused, and the search begins again at the next F0.
     """
 
     def __init__(self) -> None:
