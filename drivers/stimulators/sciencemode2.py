@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -282,6 +283,7 @@ def _result_name(code: int) -> str:
 # --- device -----------------------------------------------------------------------------------------------------------------------
 # An initialised box that hears nothing for 1.2 s says Init within another 0.5 s.
 INIT_WAIT_S = 1.2 + 0.5 + 0.1
+GOODBYE_S = 0.05  # closing drops what the port has not sent yet
 
 _STOP_FRAMES = tuple(encode_frame(number, Command.STOP_CHANNEL_LIST_MODE) for number in range(N_NUMBERS))
 
@@ -338,6 +340,7 @@ class ScienceMode2(SerialDevice[Frame]):
         wrong = init.data[0] != VERSION
         self._send(encode_frame(init.number, Command.INIT_ACK, (RESULT_VERSION if wrong else RESULT_OK).to_bytes(signed=True)))
         if wrong:
+            time.sleep(GOODBYE_S)
             raise DeviceMismatchError(f"{self.port}: a {self._limits.model} with version {init.data[0]} of its protocol, not {VERSION}")
 
     def _who_is_there(self) -> str:
