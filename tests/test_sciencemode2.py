@@ -687,7 +687,7 @@ def test_pulses_round_the_packet_numbers(connect):
         train, current_ua = i % 5 == 4, 2000 * (1 + i % 10)
         asked.append((one_pulse(device, train, current_ua), current_ua, 3 if train else 1, 240 if train else 500))
     status = device.status()
-    assert status["armed"] and status["n_bad_frames"] == 0 and status["found_state"] == "waiting for an answer to its Init"
+    assert status["armed"] and status["n_bad_frames"] == 0
     device.close()
     assert device.status()["stop_answered"]
     pulses, refused, summary = ended(twin)
@@ -702,7 +702,7 @@ def test_status_says_what_the_port_did_not_keep(connect):
     assert status["line"] == "460800 8E1" and status["line_kept"] is False  # a pty drops the parity
     flags = termios.tcgetattr(device.fileno())
     assert not flags[2] & (termios.PARENB | termios.CRTSCTS | termios.CSTOPB) and flags[4] == termios.B460800
-    assert status["found_mode"] == "start" and status["protocol"] == 1
+    assert status["protocol"] == 1
     json.dumps(status)
 
 
@@ -714,7 +714,6 @@ def test_opened_again_it_is_greeted_anew(connect):
     for _ in range(2):
         device.close()
         device.open()
-        assert device.status()["found_state"] == "waiting for an answer to its Init"
         assert device.identify() == "RehaStim2 - 1"
     with pytest.raises(NotArmedError):
         device.trigger(0, 2000)
@@ -754,25 +753,37 @@ def kept_awake(port):
 
 @pytest.mark.safety("B1", "E6")
 @pytest.mark.parametrize("mode", ["start", "list initialised", "list started"])
-def test_a_box_that_is_initialised_already_is_found_and_its_list_stopped(tmp_path, mode):
-    with running_twin(tmp_path, NAME) as twin, kept_awake(twin.port) as say:
-        if mode != "start":
-            say(30, LIST_20_MS)
-        if mode == "list started":
-            say(32, TWO_VALUES)
-        time.sleep(0.1)
-        device = ScienceMode2(twin.port)
-        device.open()
-        status = device.status()
-        assert (status["found_state"], status["found_mode"]) == ("kept awake by another program", mode)
-        assert device.identify() == "RehaStim2 - 1"
+def test_a_box_that_was_left_initialised_is_found_and_one_that_is_in_use_is_not_disturbed(tmp_path, mode):
+    sent = []
+    with running_twin(tmp_path, NAME) as twin:
+        device = ScienceMode2(twin.port, write=lambda fd, data: sent.append(data) or os.write(fd, data))
+        with kept_awake(twin.port) as say:
+            if mode != "start":
+                say(30, LIST_20_MS)
+            if mode == "list started":
+                say(32, TWO_VALUES)
+            time.sleep(0.1)  # until the box has it: opening a port empties it
+            with pytest.raises((AckTimeoutError, DeviceMismatchError), match="Init"):
+                device.open()
+            assert sent == []
+        device.open()  # its watchdog has ended the list
         n_pulses = len(twin_pulses(twin))
         assert bool(n_pulses) == (mode == "list started")
+        assert device.identify() == "RehaStim2 - 1"
         device.prepare([TRAIN])
         device.arm()
         one_pulse(device)
         device.close()
         assert len(ended(twin)[0]) == n_pulses + 1
+
+
+@pytest.mark.safety("E6")
+def test_nothing_is_said_to_what_does_not_speak_first(tmp_path):
+    """A trigger box would make a pulse of each byte."""
+    sent = []
+    with running_twin(tmp_path, "rehamove3") as twin, pytest.raises(AckTimeoutError, match="did not answer with its Init"):
+        ScienceMode2(twin.port, write=lambda fd, data: sent.append(data) or len(data)).open()
+    assert sent == []
 
 
 def twin_pulses(twin):
@@ -997,16 +1008,34 @@ def test_another_version_is_told_so_and_refused(version):
 
 @pytest.mark.safety("E6")
 @pytest.mark.parametrize(
-    ("answer", "says"),
-    [(wrap(0, 11, b"\xff\0"), r"transfer error \(-1\)"), (b"hello", "something answers"), (wrap(0, 11, b"\0"), "does not say its mode")],
+    ("command", "data", "says"),
+    [
+        (11, b"\xff\0", r"does not say its mode: transfer error \(-1\)"),
+        (11, b"\0", "does not say its mode"),
+        (3, b"\x0a", "did not answer GET_STIMULATION_MODE"),
+    ],
 )
-def test_a_box_that_answers_something_else(answer, says):
+def test_a_box_that_answers_something_else(command, data, says):
     def hand(fd, frame):
-        if frame is not None:
-            os.write(fd, answer)
+        if frame is None:
+            os.write(fd, wrap(7, 1, b"\1"))
+        elif frame.command == 10:
+            os.write(fd, wrap(frame.number, command, data))
 
-    with played(hand) as (port, _), pytest.raises((DeviceMismatchError, ProtocolError), match=says):
+    with played(hand) as (port, _), pytest.raises((AckTimeoutError, ProtocolError), match=says):
         ScienceMode2(port).open()
+
+
+@pytest.mark.safety("E6")
+@pytest.mark.parametrize("noise", [b"hello", wrap(7, 1, b""), wrap(7, 60, b"\0\0\0"), b"\xf0\x81"])
+def test_a_box_that_says_something_else(noise):
+    def hand(fd, frame):
+        os.write(fd, noise)
+
+    with played(hand) as (port, heard):
+        with pytest.raises(DeviceMismatchError, match="not the Init of a RehaStim2 at 460800 8E1"):
+            ScienceMode2(port).open()
+        assert heard == []
 
 
 @pytest.mark.safety("E6")

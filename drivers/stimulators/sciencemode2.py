@@ -5,10 +5,11 @@ root imports it through `drivers.stimulators.load`; it imports `drivers.base` al
 
 Single pulses rather than the channel list mode: a list plays on by itself for up to 1.2 s after its host was killed, a pulse does not.
 
-The box speaks first: an Init each 500 ms until it is answered, and again as soon as it has heard nothing for 1.2 s. So `open` waits for an
-Init, also of a box that an earlier session left initialised, and only where none comes asks whether somebody kept it awake. In the middle
-of a session an Init means that the box has begun anew: an event. `keep_alive` spares a quiet session that; no output hangs on it, since the
-box plays nothing on by itself, and a box that hears nothing any more falls back to where it gives none.
+The box speaks first: an Init each 500 ms until it is answered, and again as soon as it has heard nothing for 1.2 s. So `open` says nothing
+before it has heard an Init, which a box that an earlier session left initialised says too, a little later: whatever else is at the port
+gets no byte of ours (a trigger box would make a pulse of each). In the middle of a session an Init means that the box has begun anew: an
+event. `keep_alive` spares a quiet session that; no output hangs on it, since the box plays nothing on by itself, and a box that hears
+nothing any more falls back to where it gives none.
 
 Facts from: Science_Mode2_Description_Protocol_20121212.pdf (version 1.24); ScienceMode/ScienceMode2 README.md. Its text says little endian,
 its tables and every implementation have the most significant byte first. The box has no serial number, no high voltage to switch, and no
@@ -315,25 +316,19 @@ class ScienceMode2(SerialDevice[Frame]):
         return Deframer()
 
     def _identify(self) -> dict[str, object]:
-        """Greet the box; a list that somebody left running is stopped."""
+        """Wait for the box's Init, answer it, and ask whether that was heard."""
         n_read_before = self._n_read_bytes
         try:
-            init = self._await(lambda it: it.command == Command.INIT and len(it.data) == 1, "an open port with Init", INIT_WAIT_S)
-        except AckTimeoutError:
-            found = "kept awake by another program"
-        else:
-            found = "waiting for an answer to its Init"
-            self._greet(init)
-        try:
-            mode = self._ask_mode(N_TRIES)
+            init = self._await(lambda it: it.command == Command.INIT and len(it.data) == 1, "with its Init", INIT_WAIT_S)
         except AckTimeoutError:
             if self._n_read_bytes > n_read_before:
-                raise DeviceMismatchError(f"{self.port}: something answers, but not as a {self._limits.model} at {self.LINE}") from None
+                words = f"something is heard, but not the Init of a {self._limits.model} at {self.LINE}"
+                raise DeviceMismatchError(f"{self.port}: {words}; or another program keeps it awake") from None
             raise
-        if mode != START_MODE:
-            self.disarm()
+        self._greet(init)
+        self._ask_mode(N_TRIES)
         self._pending.clear()  # the rest of an Init, or another one, before the box had heard us: no reset
-        return {"protocol": VERSION, "found_state": found, "found_mode": _mode_name(mode)}
+        return {"protocol": VERSION}
 
     def _greet(self, init: Frame) -> None:
         """Answer an Init. Raises `DeviceMismatchError` for a version that is not ours, and tells the box so."""
