@@ -78,14 +78,15 @@ class Guard:
         self.clients: list[socket.socket] = []
         self.device_open = False
         self.next_open_ns = 0
-        self.keep_alive_ns = round(stimulator.limits.keep_alive_s * 1e9)  # how often a box must hear of us; 0 = it need not
-        self.next_alive_ns = 0
         self.wake_ns = 0
         # stops that are to be said again, and the answer that is waited for
         self.stop = Verdict(False, SafetyState.FAULT, False, (), Output.STOP, 0, 0, 0, 0, 0)
         self.stops_left = self.stop_again_ns = self.stop_check_ns = 0
         self.stop_confirmed: bool | None = True  # what the stimulator said to the last stop; None = nothing yet
         self.last_packet = -1
+        # a stimulator that takes silence for the end of the session hears something by then; 0 = it does not mind
+        self.keep_alive_ns = round(stimulator.limits.keep_alive_s * 1e9)
+        self.silent_ns = 0
         # what must be on the disk before something else may happen, by the numbers of its rows
         self.arm_row = 0
         self.arm_client: socket.socket | None = None
@@ -121,9 +122,8 @@ class Guard:
                 self.stop_again(now)
             if self.stop_check_ns and now >= self.stop_check_ns:
                 self.check_stop(now)
-            if self.keep_alive_ns and self.device_open and now >= self.next_alive_ns:
-                self.next_alive_ns = now + self.keep_alive_ns
-                self.stimulator.keep_alive()
+            if self.silent_ns and now >= self.silent_ns:
+                self.keep_alive(now)
             if self.supervisor.state is SafetyState.OFF and not self.opener and now >= self.next_open_ns and not self.done:
                 self.open_device()
         if self.opener:
@@ -157,9 +157,7 @@ class Guard:
             sources.append(self.loop)
         if self.device_open:
             sources.append(self.stimulator)
-        deadlines = [self.wake_ns, self.stop_check_ns, self.stop_again_ns if self.stops_left else 0]
-        if self.keep_alive_ns and self.device_open:
-            deadlines.append(self.next_alive_ns)
+        deadlines = [self.wake_ns, self.stop_check_ns, self.stop_again_ns if self.stops_left else 0, self.silent_ns]
         if self.supervisor.state is SafetyState.OFF and not self.opener:
             deadlines.append(self.next_open_ns)
         deadline_ns = min((ns for ns in deadlines if ns), default=0)
@@ -300,12 +298,27 @@ class Guard:
         if not answered:
             self.take(Event(Kind.DEVICE_FAULT, now, text="the stimulator did not confirm the stop: switch it off by hand"))
 
+    def keep_alive(self, now: int) -> None:
+        """Say a word to a stimulator that would take silence for the end of the session; a pulse was one too.
+
+        From its opening on, armed or not, and whether the loop lives or not: no output goes on by it, since nothing plays on by itself,
+        and what a silent loop may still get is the lease's matter. A guard that hangs or dies says nothing, and the stimulator falls back.
+        """
+        said_ns = self.supervisor.last_pulse_ns
+        if now - said_ns >= self.keep_alive_ns:
+            said_ns = now
+            try:
+                self.stimulator.keep_alive()
+            except DriverError as error:
+                self.take(Event(Kind.DEVICE_FAULT, now, text=f"{type(error).__name__}: {error}"))
+        self.silent_ns = said_ns + self.keep_alive_ns if self.device_open else 0
+
     def let_go(self) -> None:
         """Close the port; whatever waits in it is dropped."""
         if self.stop_confirmed is None:
             self.stop_confirmed = bool(self.stimulator.status()["stop_answered"])
         self.device_open = False
-        self.stops_left = self.stop_check_ns = 0
+        self.stops_left = self.stop_check_ns = self.silent_ns = 0
         self.stimulator.close()
 
     # --- hearing -------------------------------------------------------------------------------------------------------------
@@ -344,6 +357,7 @@ class Guard:
         self.next_open_ns = now + int(REOPEN_S * 1e9)
         self.device_open = self.open_problem is None
         if self.device_open:
+            self.silent_ns = now + self.keep_alive_ns if self.keep_alive_ns else 0
             self.take(Event(Kind.READY, now, ok=True, text=self.identity))
         elif self.open_problem != self.supervisor.reason:
             self.take(Event(Kind.READY, now, text=self.open_problem or ""))

@@ -140,10 +140,10 @@ class StimulatorLimits:
         their distance.
     answers_pulses, answers_stop : bool
         Whether the device confirms each pulse, and a stop. Where it does not, what was written counts as done.
-    keep_alive_s : float
-        How often the device must hear of us, or it takes us for gone; 0 = it need not. No output depends on it.
     ramps : bool
         Whether the current of a pulse can be chosen at all; where it cannot, a dial sets it and the step is the whole current.
+    keep_alive_s : float
+        How long the device may be left without a word before `Stimulator.keep_alive` is due; 0 = it needs none.
     """
 
     model: str
@@ -169,6 +169,8 @@ class DeviceEventKind(Enum):
     ELECTRODE_ERROR = "electrode error"
     DEVICE_ERROR = "device error"
     PROTOCOL_ERROR = "protocol error"
+    EMERGENCY_STOP = "emergency stop"  # the box's own
+    DEVICE_RESET = "device reset"
     PORT_LOST = "port lost"
 
 
@@ -238,16 +240,16 @@ class Stimulator(Protocol):
         """
         ...
 
+    def keep_alive(self) -> None:
+        """Say a word without output to a device that takes silence for the end of the session. Raises as `trigger`."""
+        ...
+
     def stop(self) -> None:
         """Stop all output at once. Any state, any number of times, never raises."""
         ...
 
     def disarm(self) -> None:
         """High voltage off, waiting shortly for the answer. Never raises."""
-        ...
-
-    def keep_alive(self) -> None:
-        """Say that we are there, to a device that wants to hear it (`limits.keep_alive_s`). No output, never blocks, never raises."""
         ...
 
     def read_events(self) -> list[DeviceEvent]:

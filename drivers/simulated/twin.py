@@ -163,8 +163,8 @@ class Twin:
     publish : callable
         Takes a `PULSE_RECORD` as soon as a pulse is certain to start, unless a stop comes before it does.
     fault : tuple of (str, int)
-        One of `FAULTS`, and after how many pulses it strikes. "hang" and "hangup" strike once those pulses are answered, the others
-        hit the pulse that follows.
+        One of the box's `FAULTS`, and after how many pulses it strikes. "hang" and "hangup" strike once those pulses are answered, the
+        others hit the pulse that follows.
     """
 
     LATENCY_NS: ClassVar[int] = 1_000_000
@@ -279,8 +279,8 @@ class Wire:
 # --- the process ------------------------------------------------------------------------------------------------------------------
 def _parse_fault(text: str) -> tuple[str, int]:
     name, _, n_pulses = text.partition("@")
-    if name not in FAULTS or not n_pulses.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME@N with NAME one of {', '.join(FAULTS)}")
+    if not n_pulses.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME@N")
     return name, int(n_pulses)
 
 
@@ -298,6 +298,10 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does")
     options = parser.parse_args(arguments)
     options.latency_ns = None if options.latency_ms is None else round(options.latency_ms * 1e6)
+    module, class_name = TWINS[options.name]
+    options.box = getattr(import_module(module), class_name)
+    if options.fault[0] not in ("", *options.box.FAULTS):
+        parser.error(f"--fault {options.fault[0]!r} is none that a {options.name} can have: {', '.join(options.box.FAULTS)}")
     return options
 
 
@@ -334,8 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
             except OSError:
                 judge.records_lost += 1
 
-    module, class_name = TWINS[options.name]
-    box: Twin = getattr(import_module(module), class_name)(options.name, options.latency_ns, judge, send, log, publish, options.fault)
+    box: Twin = options.box(options.name, options.latency_ns, judge, send, log, publish, options.fault)
     if options.link:
         options.link.unlink(missing_ok=True)
         options.link.symlink_to(port)

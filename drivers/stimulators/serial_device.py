@@ -248,6 +248,9 @@ class SerialDevice(ABC, Generic[FrameT]):
     def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
         return self._frames[train][current_ua][number]
 
+    def keep_alive(self) -> None:
+        """Say a word without output, where `limits.keep_alive_s` asks for it. Raises `ShortWriteError`, `PortLostError`."""
+
     def stop(self) -> None:
         """Drop what has not left yet, unless it is stops alone; then one stop frame. Any state, any number of times, never raises.
 
@@ -278,9 +281,6 @@ class SerialDevice(ABC, Generic[FrameT]):
             self._switch_off()
         except DriverError:
             pass
-
-    def keep_alive(self) -> None:
-        """Say that we are there; most devices need not hear it."""
 
     def read_events(self) -> list[DeviceEvent]:
         """What the device has said since the last call; never blocks, never raises."""
@@ -447,7 +447,8 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
     -------
     fd : int
     facts : dict
-        Whether the port is ours alone (`exclusive`) and hands over answers at once (`low_latency`).
+        Whether the port is ours alone (`exclusive`), hands over answers at once (`low_latency`) and does all of `line` (`line_kept`): a pty
+        drops the parity and says nothing.
     """
     try:
         fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
@@ -463,8 +464,13 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
         characters: list[bytes | int] = [b"\0"] * 32
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
         attributes: list[int | list[bytes | int]] = [0, 0, control, 0, speed, speed, characters]
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
+        try:
+            termios.tcsetattr(fd, termios.TCSANOW, attributes)
+        except termios.error:  # a pty does all but the parity, and from its second opening on glibc says so
+            if (termios.tcgetattr(fd)[2] | termios.PARENB) & control != control:
+                raise
         termios.tcflush(fd, termios.TCIOFLUSH)
+        line_kept = termios.tcgetattr(fd)[2] & control == control
     except (OSError, termios.error) as error:
         os.close(fd)
         if isinstance(error, BlockingIOError):
@@ -473,7 +479,7 @@ def open_port(port: str, line: Line) -> tuple[int, dict[str, object]]:
     # flock binds only those who ask for it too, TIOCEXCL only those who are not root. Not on a pty: a virtual box keeps it open, and the
     # flag would outlive a guard that was killed.
     exclusive = os.major(os.fstat(fd).st_rdev) not in PTY_MAJORS and best_effort(lambda: fcntl.ioctl(fd, termios.TIOCEXCL))
-    return fd, {"exclusive": exclusive, "low_latency": best_effort(lambda: _set_low_latency(fd))}
+    return fd, {"exclusive": exclusive, "low_latency": best_effort(lambda: _set_low_latency(fd)), "line_kept": line_kept}
 
 
 def best_effort(setting: Callable[[], object]) -> bool:
