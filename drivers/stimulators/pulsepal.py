@@ -125,7 +125,7 @@ def rest_of_torn(frame: bytes, n_written: int) -> bytes:
     while end < n_written:
         begin, end = end, end + _size_of(frame, end)
     rest = frame[n_written:end]
-    return bytes(len(rest)) if frame[begin + 1] == Operation.TRIGGER else rest
+    return rest[:-1] + b"\0" if rest and frame[begin + 1] == Operation.TRIGGER else rest
 
 
 def _size_of(frame: bytes, at: int) -> int:
