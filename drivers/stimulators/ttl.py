@@ -3,6 +3,9 @@
 On top a pure codec, below it the device on a serial port. Standard library only: guard, a small process, holds this driver. The composition
 root imports it through `drivers.stimulators.load`; it imports `drivers.base` alone. Never here: trains in time, doses, retries of a pulse.
 
+Nothing shows whether a port still takes what it is given: what waits in a stalled one is played when it goes on, by a box as one edge, by
+a bare line as one for each byte. Prefer a stimulator that answers, or a Cedrus box, which answers at arming and at the end.
+
 The edge on a line is all that we make: current, widths, and whether the pulse is biphasic and balanced, are set on the stimulator's
 dials, and a person must tell us what they show (`dial_*`). Nothing confirms a pulse. One trigger is one pulse and nothing plays on.
 
@@ -67,7 +70,7 @@ KINDS = {
     "ttl-line": Kind("TTL-line", Line(9600), 1, NOT_STATED),
 }
 CEDRUS_PULSE_MS = 5  # seen by any stimulator, and over long before the next pulse, which comes 10 ms later at the earliest
-CEDRUS_TIMEOUT_S = 0.1
+CEDRUS_TIMEOUT_S = 0.1  # then what is not whole is thrown away
 CEDRUS_PRODUCTS = {b"4": "c-pod", b"S": "StimTracker"}
 
 
@@ -266,7 +269,7 @@ class Ttl(SerialDevice[bytes]):
     def _ask_cedrus(self, n_tries: int, timeout_s: float) -> tuple[str, str]:
         """Product and firmware, asked again if need be. Raises `DeviceMismatchError`, `AckTimeoutError`."""
         if self._torn:
-            time.sleep(CEDRUS_TIMEOUT_S)
+            time.sleep(1.5 * CEDRUS_TIMEOUT_S)
             self._torn = None
         n_read_before = self._n_read_bytes
         for n_tries_left in reversed(range(n_tries)):
