@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -398,18 +399,44 @@ def test_write_torn_at_any_byte_makes_no_pulse_and_does_not_hide_the_stop(connec
     assert sum("stop_ns" in it for it in lines) == 2 + 2 * (size - 1) + 2  # open, arm; each tear and arm; close
 
 
-def test_torn_stop_and_torn_programming_are_mended_too(connect):
+@pytest.mark.safety("C1", "E2")
+@pytest.mark.parametrize("then", ["stop", "disarm", "identify", "arm"])
+def test_torn_stop_and_torn_programming_are_mended_before_anything_else(connect, then):
     device, twin, port = connect()
+    device.disarm()
     for data in (ABORT, HANDSHAKE, encode_program(Parameter.RESTING_VOLTS, 1, 0x8000)):
         for n_taken in range(1, len(data)):
             port.check._decode(data)
             device._torn = (data, os.write(device.fileno(), data[:n_taken]))
-            device.stop()
+            getattr(device, then)()
             device.arm()
+            device.disarm()
+    device.arm()
     trigger(device, port, 0, 500)
     device.close()
     assert played(twin.end()[0]) == [pulse_of(0, 500)]
     assert not [it for it in twin.lines() if "ignored" in it or "direct_ua" in it or "refused" in it]
+
+
+@pytest.mark.safety("C1", "E2")
+def test_torn_write_that_cannot_be_mended_lets_no_question_out(connect):
+    device, twin, port = connect()
+    port.outcome, port.check.due = 2, pulse_of(0, 500)
+    with pytest.raises(ShortWriteError):
+        device.trigger(0, 500)
+    port.outcome = 0
+    device.stop()
+    assert not device.status()["stop_answered"]
+    for ask in (device.identify, device.arm):
+        with pytest.raises(ShortWriteError, match="not the rest"):
+            ask()
+    port.outcome = None
+    device.stop()
+    assert device.status()["stop_answered"] and port.left[-1] == rest_of_torn(b"\xd5\x4d\x01", 2) + ABORT
+    device.arm()
+    trigger(device, port, 0, 1000)
+    device.close()
+    assert played(twin.end()[0]) == [pulse_of(0, 1000)]
 
 
 @pytest.mark.safety("E2")
@@ -435,14 +462,20 @@ def test_doubtful_write_disarms_and_everything_is_programmed_anew(connect, outco
 
 
 @pytest.mark.safety("C2", "E5")
-def test_stop_drops_what_a_stalled_box_has_not_read(connect):
+def test_what_waited_in_a_stalled_port_is_aborted_before_it_plays(connect, monkeypatch):
+    """Nothing is dropped: of a command that is half dropped, the other half would be the stop. The stop is read right behind it."""
     device, twin, port = connect()
+    flushed = []
+    monkeypatch.setattr(termios, "tcflush", lambda fd, queue: flushed.append(queue))
     os.kill(twin.process.pid, signal.SIGSTOP)
+    time.sleep(0.02)
     for _ in range(5):
         trigger(device, port, 0, 500)
     device.stop()
+    time.sleep(0.02)  # until it waits with the rest
     os.kill(twin.process.pid, signal.SIGCONT)
     device.arm()
+    assert flushed == []
     device.close()
     assert twin.end()[2]["pulses"] == 0
 

@@ -57,7 +57,7 @@ class _Box:
                 raise WireError(f"not bytes but {type(data).__name__}")
             if data.endswith(_ABORT) and data[:-2] in _rests(last):
                 self._forget()
-                data, pulse = _ABORT, None
+                data, pulse = data if data == _ABORT else last, None  # if the port takes nothing of it either, it is said again
             elif data == _HANDSHAKE or (data[:2] == _NAME and len(data) == 8 and data[2:].isascii()):
                 pulse = None
             else:

@@ -21,7 +21,7 @@ import time
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from drivers.base import AckTimeoutError, DeviceMismatchError, LimitError, PulseTrain, StimulatorLimits
+from drivers.base import AckTimeoutError, DeviceMismatchError, LimitError, PulseTrain, ShortWriteError, StimulatorLimits
 from drivers.stimulators.serial_device import (
     ANSWER_TIMEOUT_S,
     DISARM_TIMEOUT_S,
@@ -228,6 +228,7 @@ class PulsePal(SerialDevice[bytes]):
     """
 
     LINE = Line(115_200)  # USB: any rate does; this is its firmware's own
+    _may_drop = False
 
     def __init__(self, port: str, model: str = "pulsepal", write: Callable[[int, bytes], int] = os.write, *, ua_per_volt: int) -> None:
         max_current_ua = MAX_VOLTS * ua_per_volt // CURRENT_STEP_UA * CURRENT_STEP_UA
@@ -253,7 +254,7 @@ class PulsePal(SerialDevice[bytes]):
         self._ua_per_volt = ua_per_volt
         self._shapes: dict[int, tuple[int, int, int]] = {}  # by train: channel, phase width, gap
         self._programmed: dict[int, tuple[int, int, int]] = {}  # by channel: phase width, gap, current
-        self._asked_s = 0.0  # when the last write that is to be answered left
+        self._asked_s = 0.0  # since when an acknowledgement is due
 
     def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
         """As for all; what is new must be programmed by `arm` before it can be triggered."""
@@ -269,7 +270,7 @@ class PulsePal(SerialDevice[bytes]):
     def _identify(self) -> dict[str, object]:
         """Firmware of the box; whatever it played for another program ends."""
         firmware = self._ask_who(N_TRIES, ANSWER_TIMEOUT_S)
-        self._send(ABORT)
+        self._send(ABORT, is_stop=True)
         self._send(encode_name(CLIENT))
         return {"firmware": firmware, "ua_per_volt": self._ua_per_volt}
 
@@ -278,7 +279,7 @@ class PulsePal(SerialDevice[bytes]):
 
     def _switch_on(self) -> None:
         """Program each channel as the first of its trains at the lowest current, each parameter once the one before it is confirmed."""
-        self._send(ABORT, is_stop=True)
+        self.stop()
         self._ask_who(1, ANSWER_TIMEOUT_S)
         self._programmed = {}
         for channel, width_us, gap_us in self._shapes.values():
@@ -292,11 +293,6 @@ class PulsePal(SerialDevice[bytes]):
     def _stop_frame(self) -> bytes:
         return rest_of_torn(*self._torn) + ABORT if self._torn else ABORT
 
-    def stop(self) -> None:
-        """As for all; but nothing is dropped when the port took a part of a write: the box must get the rest of it first."""
-        self._only_stops |= self._torn is not None
-        super().stop()
-
     def _switch_off(self) -> None:
         """Stop; the answer to a question behind it shows that the box has read it."""
         self.stop()
@@ -308,7 +304,11 @@ class PulsePal(SerialDevice[bytes]):
         return None  # an acknowledgement that was due, or a late "K"; what was not due is told as a bad frame
 
     def _ask_who(self, n_tries: int, timeout_s: float) -> int:
-        """Ask for the firmware, again if need be."""
+        """Ask for the firmware, again if need be; never while the box waits for the rest of something else."""
+        if self._torn:
+            self.stop()
+        if self._torn:
+            raise ShortWriteError(f"{self.port} took a part of a write, and not the rest")
         n_read_before = self._n_read_bytes
         for n_tries_left in reversed(range(n_tries)):
             self._answers.n_hellos_due += 1

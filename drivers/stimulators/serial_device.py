@@ -110,6 +110,7 @@ class SerialDevice(ABC, Generic[FrameT]):
     """
 
     LINE: Line
+    _may_drop = True  # a stop drops what has not left; not where a half command that stays would take the stop for its other half
 
     def __init__(self, port: str, model: str, limits: StimulatorLimits, write: Callable[[int, bytes], int] = os.write) -> None:
         self.port = port
@@ -248,7 +249,7 @@ class SerialDevice(ABC, Generic[FrameT]):
         self._stop_answered = False
         if self._fd < 0:
             return
-        if not self._only_stops:
+        if self._may_drop and not self._only_stops:
             best_effort(lambda: termios.tcflush(self._fd, termios.TCOFLUSH))
         frame = self._stop_frame()
         said = not frame

@@ -191,6 +191,7 @@ class Ttl(SerialDevice[bytes]):
         )
         super().__init__(port, model, limits, write)
         self.LINE = kind.line
+        self._may_drop = model != "ttl-cedrus"
         self._gap_us = dial_interphase_gap_us
 
     def _new_deframer(self) -> Deframer:
