@@ -19,7 +19,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from drivers.base import (
     AckTimeoutError,
@@ -109,7 +109,8 @@ class SerialDevice(ABC, Generic[FrameT]):
     A driver gives `LINE` and the abstract methods; one whose box holds the pulse, not the frame, overrides `_pulse_frame` too.
     """
 
-    LINE: ClassVar[Line]
+    LINE: Line
+    _may_drop = True  # a stop drops what has not left; not where a half command that stays would take the stop for its other half
 
     def __init__(self, port: str, model: str, limits: StimulatorLimits, write: Callable[[int, bytes], int] = os.write) -> None:
         self.port = port
@@ -122,6 +123,7 @@ class SerialDevice(ABC, Generic[FrameT]):
         self._n_numbers = 1  # packet numbers that the protocol counts round
         self._armed = False
         self._only_stops = False  # all that was written since the last flush
+        self._torn: tuple[bytes, int] | None = None  # a frame of which the port took a part, and how many bytes
         self._lost = False  # and it was told
         self._facts: dict[str, object] = {}
         self._prepare_ms = 0.0
@@ -150,7 +152,7 @@ class SerialDevice(ABC, Generic[FrameT]):
 
     @abstractmethod
     def _stop_frame(self) -> bytes:
-        """Return what ends all output, in any state."""
+        """Return what ends all output, in any state; empty where there is nothing to end and no byte that could be said."""
 
     @abstractmethod
     def _switch_off(self) -> None:
@@ -242,6 +244,7 @@ class SerialDevice(ABC, Generic[FrameT]):
         self._number = (number + 1) % self._n_numbers
         if n_written != len(frame):
             self._armed = False
+            self._torn = (frame, n_written) if n_written else None
             raise ShortWriteError(f"{self.port} took {n_written} of {len(frame)} bytes")
         return number
 
@@ -261,14 +264,18 @@ class SerialDevice(ABC, Generic[FrameT]):
         self._stop_answered = False
         if self._fd < 0:
             return
-        if not self._only_stops:
+        if self._may_drop and not self._only_stops:
             best_effort(lambda: termios.tcflush(self._fd, termios.TCOFLUSH))
         frame = self._stop_frame()
+        said = not frame
         try:
-            self._only_stops = self._write(self._fd, frame) == len(frame)
+            if frame:
+                said = self._only_stops = self._write(self._fd, frame) == len(frame)
         except (OSError, DriverError):
             pass
-        self._stop_answered = self._only_stops and not self._limits.answers_stop
+        if frame and said:
+            self._torn = None
+        self._stop_answered = said and not self._limits.answers_stop
         self._number = (self._number + 1) % self._n_numbers
 
     def disarm(self) -> None:
@@ -334,6 +341,7 @@ class SerialDevice(ABC, Generic[FrameT]):
         except OSError as error:
             raise PortLostError(f"{self.port}: {error}") from error
         if n_written != len(frame):
+            self._torn = (frame, n_written) if n_written else None
             raise ShortWriteError(f"{self.port} took {n_written} of {len(frame)} bytes")
 
     def _await(self, is_answer: Callable[[FrameT], bool], what: str, timeout_s: float = ANSWER_TIMEOUT_S) -> FrameT:
@@ -359,6 +367,7 @@ class SerialDevice(ABC, Generic[FrameT]):
         self._n_read_bytes = 0
         self._stop_answered = False
         self._only_stops = False
+        self._torn = None
 
     def _receive(self) -> list[FrameT]:
         """Frames that have arrived; never blocks. At most one read, so that a babbling box cannot hold us. Raises `PortLostError`."""
