@@ -32,12 +32,14 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import boxes, peers
 from controller.wire import DECODERS, Pulse
 from drivers import stimulators
 from drivers.base import WireError
+from drivers.simulated.twin import TWINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +52,9 @@ INPUTS, QUICK_INPUTS = 1_000_000, 20_000
 ATHERIS_RUNS, QUICK_ATHERIS_RUNS = 20_000, 500  # for each deframer
 HANG_S = 20.0  # far more than any load of the machine takes from a few kB
 GROWTH_BYTES = 65_536  # of one object over a long run, as tracemalloc counts
+WAITS_NS = (0, 100_000, 100_000, 20_000_000, 700_000_000)  # before a chunk: what a twin times, it must time here too
 KINDS = ("driver", "twin", "wire")
+_LEAVES = frozenset((int, float, str, bool, type(None), FunctionType, MethodType, BuiltinFunctionType))
 
 
 class Promise(NamedTuple):
@@ -93,7 +97,7 @@ class DriverEar:
         self.device: Any = stimulators.load(name, "/nowhere", options=boxes.options(name))
         self.roots = (self.device,)
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         """Frames; each is also taken as guard's thread takes it."""
         frames: list[Any] = self.device._deframer.feed(data)
         self.device._take(frames)
@@ -106,14 +110,16 @@ class TwinEar:
 
     def __init__(self, name: str) -> None:
         self.twin = boxes.box(name, lambda _: None)
-        self.twin.start(0)
+        self.now_ns = 10**12
+        self.twin.start(self.now_ns)
         self.roots = (self.twin,)
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
-        """Take the bytes, then let time pass."""
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+        """Let time pass, then take the bytes."""
         before = self.twin._judge.frames_accepted
-        self.twin.run_due(now_ns)
-        self.twin.receive(data, now_ns)
+        self.now_ns += wait_ns
+        self.twin.run_due(self.now_ns)
+        self.twin.receive(data, self.now_ns)
         return [1] * (self.twin._judge.frames_accepted - before)
 
 
@@ -124,7 +130,7 @@ class WireEar:
         self.decode: Callable[[bytes], Pulse | None] = import_module(DECODERS[name]).decoder(name, **boxes.options(name))
         self.roots = (self.decode,)
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         """What may leave as what; nothing where it may not."""
         try:
             pulse = self.decode(data)
@@ -163,13 +169,18 @@ def target(session: Session, kind: str) -> Target:
     return Target(name, kind, new, heard_anyway(new, seeds), seeds, promise, rewrapper(name))
 
 
+def modules(name: str) -> tuple[str, str, str]:
+    """Driver, twin and wire check."""
+    return stimulators.STIMULATORS[name][0], TWINS[name][0], DECODERS[name]
+
+
 def heard_anyway(new: Callable[[], Any], frames: Sequence[bytes]) -> dict[bytes, list[Any]]:
     """The frames that come out the same way of a fresh deframer and of one that has heard all of them."""
     used = new()
     for frame in frames:
-        used.feed(frame, 10**9)
-    fresh = {frame: new().feed(frame, 10**9) for frame in frames}
-    return {frame: out for frame, out in fresh.items() if out and used.feed(frame, 2 * 10**9) == out}
+        used.feed(frame, WAITS_NS[-1])
+    fresh = {frame: new().feed(frame) for frame in frames}
+    return {frame: out for frame, out in fresh.items() if out and used.feed(frame, WAITS_NS[-1]) == out}
 
 
 def rewrapper(name: str) -> Callable[[bytes, random.Random], bytes] | None:
@@ -261,14 +272,17 @@ def chunks(data: bytes, dice: random.Random) -> Iterator[bytes]:
 # --- the promises -----------------------------------------------------------------------------------------------------------------
 def held(root: object, depth: int = 4) -> int:
     """Bytes and items that an object of ours keeps, and what it is made of."""
+    kind = type(root)
+    if kind in _LEAVES:
+        return 0
     if isinstance(root, (bytes, bytearray)):
         return len(root)
     if isinstance(root, (list, deque, set, dict, tuple)):
         inside: Iterable[object] = root.values() if isinstance(root, dict) else root
         return (0 if isinstance(root, tuple) else len(root)) + (sum(held(item, depth - 1) for item in inside) if depth else 0)
-    if not depth or not type(root).__module__.startswith(("drivers.", "controller.", "bench.", "tests.")):
+    if not depth or not kind.__module__.startswith(("drivers.", "controller.", "bench.", "tests.", "__main__")):
         return 0
-    values = [getattr(root, slot) for kind in type(root).__mro__ for slot in getattr(kind, "__slots__", ()) if hasattr(root, slot)]
+    values = [getattr(root, slot) for base in kind.__mro__ for slot in base.__dict__.get("__slots__", ()) if hasattr(root, slot)]
     return sum(held(value, depth - 1) for value in (*values, *getattr(root, "__dict__", {}).values()))
 
 
@@ -276,21 +290,24 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
     """One input, cut and followed as `seed` says; how many bytes of good frames it swallowed. Raises `BrokenError`."""
     dice = random.Random(seed)
     ear = ear or one.new()
-    now_ns = 10**12
+
+    def weigh() -> None:
+        if (kept := sum(map(held, ear.roots))) > one.promise.held_bytes:
+            raise BrokenError(f"keeps {kept}, more than {one.promise.held_bytes}")
 
     def feed(piece: bytes) -> list[Any]:
-        nonlocal now_ns
-        now_ns += dice.choice((0, 100_000, 100_000, 20_000_000, 700_000_000))
-        out: list[Any] = ear.feed(piece, now_ns)
-        kept = sum(held(root) for root in ear.roots)
-        if kept > one.promise.held_bytes:
-            raise BrokenError(f"keeps {kept}, more than {one.promise.held_bytes}")
+        out: list[Any] = ear.feed(piece, dice.choice(WAITS_NS))
+        if not dice.randrange(16):
+            weigh()
         return out
 
     try:
         for piece in (data,) if one.kind == "wire" else chunks(data, dice):
             feed(piece)
-        return back_in_step(one, feed, dice)
+        weigh()
+        swallowed = back_in_step(one, feed, dice)
+        weigh()
+        return swallowed
     except BrokenError:
         raise
     except Exception as error:
@@ -308,7 +325,8 @@ def back_in_step(one: Target, feed: Callable[[bytes], list[Any]], dice: random.R
         if out[-len(due) :] == due:
             break
         if swallowed >= one.promise.lie_bytes:
-            raise BrokenError(f"three good frames, {swallowed} bytes after the garbage, did not come out: {b' '.join(frames).hex(' ')}")
+            hexes = " | ".join(frame.hex(" ") for frame in frames)
+            raise BrokenError(f"three good frames, {swallowed} bytes after the garbage, did not come out: {hexes}")
         swallowed += sum(map(len, frames))
     return swallowed
 
@@ -411,7 +429,9 @@ def fuzz(one: Target, n_inputs: int, seed: int, limit_s: float = HANG_S, most_br
             result.slowest_ms, result.slowest_bytes = round(took_ms, 3), len(data)
         if what:
             short = reduced(one, data, seed + index, limit_s)
-            result.broken.append({"what": verdict(one, short, seed + index, limit_s) or what, "input": short.hex(" "), "seed": seed + index})
+            result.broken.append(
+                {"what": verdict(one, short, seed + index, limit_s) or what, "input": short.hex(" "), "seed": seed + index}
+            )
             if len(result.broken) >= most_broken:
                 return result
     try:
@@ -439,9 +459,9 @@ class Keeps(_Planted):
         super().__init__()
         self.device.all_of_it = bytearray()
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         self.device.all_of_it += data
-        return super().feed(data, now_ns)
+        return super().feed(data, wait_ns)
 
 
 class Hides(_Planted):
@@ -452,27 +472,27 @@ class Hides(_Planted):
         heard: dict[int, bytes] = {}
         self.keep = lambda data: heard.setdefault(len(heard), data + b"\0" * 256)
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         self.keep(data)
-        return super().feed(data, now_ns)
+        return super().feed(data, wait_ns)
 
 
 class Raises(_Planted):
     """Trusts a length field as an index."""
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         kept = self.device._deframer._buffer + data
         if len(kept) > 4 and kept[0] == 0xF0 and kept[1] == kept[3] == 0x81:
             bytes(1200)[(kept[2] ^ 0x55) << 8 | kept[4] ^ 0x55]
-        return super().feed(data, now_ns)
+        return super().feed(data, wait_ns)
 
 
 class LosesNext(_Planted):
     """Loses the frame that follows a bad one."""
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         bad_before = self.device._deframer.n_bad_frames
-        frames = super().feed(data, now_ns)
+        frames = super().feed(data, wait_ns)
         return frames[1:] if self.device._deframer.n_bad_frames > bad_before else frames
 
 
@@ -483,14 +503,14 @@ class Believes(_Planted):
         super().__init__()
         self.buffer = b""
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         self.buffer += data
         frames: list[Any] = []
         while (start := self.buffer.find(0xF0)) >= 0 and len(self.buffer) > start + 5:
             n_bytes = min(1200, max(12, (self.buffer[start + 2] ^ 0x55) << 8 | self.buffer[start + 4] ^ 0x55))
             if len(self.buffer) < start + n_bytes:
                 break
-            frames += super().feed(self.buffer[start : start + n_bytes], now_ns)
+            frames += super().feed(self.buffer[start : start + n_bytes], wait_ns)
             self.buffer = self.buffer[start + n_bytes :]
         return frames
 
@@ -498,8 +518,8 @@ class Believes(_Planted):
 class Hangs(_Planted):
     """Never comes back from a broken frame."""
 
-    def feed(self, data: bytes, now_ns: int) -> list[Any]:
-        frames = super().feed(data, now_ns)
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+        frames = super().feed(data, wait_ns)
         while self.device._deframer.fault == "checksum":
             pass
         return frames
