@@ -1,8 +1,8 @@
 """`python -m bench.deframers`: garbage into every deframer we have: drivers', virtual stimulators', and the wire checks' decoders.
 
-An input is garbage in random chunks: random bytes, good frames with bits turned, cut, doubled, spliced, wrongly stuffed, with heads that lie,
-or with spoilt content under a right checksum; often after a lawful beginning. Each goes into a fresh deframer, then good frames follow: what
-the driver's encoder and the twin gave in a session over a pty. Four promises, for each input:
+An input is garbage in random chunks: random bytes; good frames with bits turned, cut, doubled, spliced, wrongly stuffed, with heads that
+lie, or with spoilt content under a right checksum; often after a lawful beginning. Each goes into a fresh deframer. Then good frames
+follow: what the driver's encoder and the twin gave in a session over a pty. Four promises, for each input:
 
 - nothing is raised (a wire check: nothing but `WireError`; and it lets nothing out but a `Pulse` or None);
 - it ends: a watchdog of `HANG_S`; the slowest input is reported;
@@ -10,8 +10,8 @@ the driver's encoder and the twin gave in a session over a pty. Four promises, f
   its checksum has come may swallow as much as that field can say, and not one byte more; most have 0, see `PROTOCOLS`;
 - what it keeps is bounded, whatever it was fed: `held_bytes`, and tracemalloc over a long run of one and the same object.
 
-Drivers come from the registries; one whose modules are not there is named, and an error under --gate. Faults that are planted must be found.
-Where atheris is installed (`python -m bench.peers install atheris`), it steers its own inputs by coverage and keeps the same promises.
+Drivers come from the registries; one whose modules are not there is named, and an error under --gate. Planted faults must be found.
+Where atheris is installed (`python -m bench.peers install atheris`), it steers inputs of its own by coverage; the promises are the same.
 """
 
 from __future__ import annotations
@@ -451,6 +451,16 @@ class _Planted(DriverEar):
     def __init__(self) -> None:
         super().__init__("rehamove3")
 
+    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+        """What the fault leaves."""
+        return self._faulty(data)
+
+    def _sound(self, data: bytes) -> list[Any]:
+        return super().feed(data)
+
+    def _faulty(self, data: bytes) -> list[Any]:
+        raise NotImplementedError
+
 
 class Keeps(_Planted):
     """Keeps all that it ever heard."""
@@ -459,9 +469,9 @@ class Keeps(_Planted):
         super().__init__()
         self.device.all_of_it = bytearray()
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+    def _faulty(self, data: bytes) -> list[Any]:
         self.device.all_of_it += data
-        return super().feed(data, wait_ns)
+        return self._sound(data)
 
 
 class Hides(_Planted):
@@ -472,27 +482,27 @@ class Hides(_Planted):
         heard: dict[int, bytes] = {}
         self.keep = lambda data: heard.setdefault(len(heard), data + b"\0" * 256)
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+    def _faulty(self, data: bytes) -> list[Any]:
         self.keep(data)
-        return super().feed(data, wait_ns)
+        return self._sound(data)
 
 
 class Raises(_Planted):
     """Trusts a length field as an index."""
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+    def _faulty(self, data: bytes) -> list[Any]:
         kept = self.device._deframer._buffer + data
         if len(kept) > 4 and kept[0] == 0xF0 and kept[1] == kept[3] == 0x81:
             bytes(1200)[(kept[2] ^ 0x55) << 8 | kept[4] ^ 0x55]
-        return super().feed(data, wait_ns)
+        return self._sound(data)
 
 
 class LosesNext(_Planted):
     """Loses the frame that follows a bad one."""
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+    def _faulty(self, data: bytes) -> list[Any]:
         bad_before = self.device._deframer.n_bad_frames
-        frames = super().feed(data, wait_ns)
+        frames = self._sound(data)
         return frames[1:] if self.device._deframer.n_bad_frames > bad_before else frames
 
 
@@ -503,14 +513,14 @@ class Believes(_Planted):
         super().__init__()
         self.buffer = b""
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
+    def _faulty(self, data: bytes) -> list[Any]:
         self.buffer += data
         frames: list[Any] = []
         while (start := self.buffer.find(0xF0)) >= 0 and len(self.buffer) > start + 5:
             n_bytes = min(1200, max(12, (self.buffer[start + 2] ^ 0x55) << 8 | self.buffer[start + 4] ^ 0x55))
             if len(self.buffer) < start + n_bytes:
                 break
-            frames += super().feed(self.buffer[start : start + n_bytes], wait_ns)
+            frames += self._sound(self.buffer[start : start + n_bytes])
             self.buffer = self.buffer[start + n_bytes :]
         return frames
 
@@ -518,8 +528,8 @@ class Believes(_Planted):
 class Hangs(_Planted):
     """Never comes back from a broken frame."""
 
-    def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
-        frames = super().feed(data, wait_ns)
+    def _faulty(self, data: bytes) -> list[Any]:
+        frames = self._sound(data)
         while self.device._deframer.fault == "checksum":
             pass
         return frames
@@ -590,7 +600,7 @@ def in_words(result: dict[str, Any]) -> Iterator[str]:
         )
         yield from (f"  BROKEN {it['what']}; seed {it['seed']}; input {it.get('input', '-')}" for it in row["broken"])
     for name, found in result["planted"].items():
-        yield f"planted: {name:<32} {'found after ' + format(found['n_inputs'], ',') + ' inputs: ' + found['what'] if found['what'] else 'MISSED'}"
+        yield f"planted: {name:<32}" + (f"found after {found['n_inputs']:,} inputs: {found['what']}" if found["what"] else "MISSED")
     for name, why in result["skipped"].items():
         yield f"skipped: {name}: {why}"
     for goal in result["goals"]:

@@ -1,4 +1,4 @@
-"""A slice of `bench.deframers`: every deframer keeps its promises (hypothesis looks for a shorter way to break them); planted faults are found."""
+"""A slice of `bench.deframers`: every deframer keeps its promises, and hypothesis finds no way to break them; planted faults are found."""
 
 import json
 import random

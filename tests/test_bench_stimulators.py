@@ -1,4 +1,4 @@
-"""The bench of `trigger()`: the same bytes arrive whichever way they went, every sample is kept, what is missing is named. No figure is judged."""
+"""The bench of `trigger()`: the same bytes arrive by every way, every sample is kept, what is missing is named. No figure is judged."""
 
 import json
 import os
