@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 #: what `controller.settings.OPTIONS` asks a person for: ordinary values
 _DIAL = {"dial_current_ua": 10_000, "dial_phase_width_us": 500, "dial_interphase_gap_us": 100}
 OPTIONS: dict[str, dict[str, int]] = {"pulsepal": {"ua_per_volt": 1000}, **dict.fromkeys(("ttl-byte", "ttl-cedrus", "ttl-line"), _DIAL)}
+GAP_US = {"motimove": 0}  # it has none; all others can do the 100 µs that some cannot change
 N_TRIES = 3  # of a recording, on a machine that has other things to do
 ANSWER_S = 0.3
 
@@ -39,10 +40,10 @@ def options(name: str) -> dict[str, int]:
 
 
 def train(name: str) -> PulseTrain:
-    """A train that any of them can do: 10 mA, the gap between phases fixed at 100 µs."""
+    """A train of 10 mA that this one can do."""
     limits = stimulators.limits_of(name, options(name))
     width_us = min(max(limits.min_phase_width_us, 500), limits.max_phase_width_us)
-    return PulseTrain(1, 10.0, width_us, 100, 20.0, 500, 50, 100)
+    return PulseTrain(1, 10.0, width_us, GAP_US.get(name, 100), 20.0, 500, 50, 100)
 
 
 def names() -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def _record(name: str, n_pulses: int) -> Session:
         device.arm()
         for _ in range(n_pulses):
             device.trigger(0, round(one.current_ma * 1000))
-            _listen(device)
+            listen(device)
         device.stop()
         device.disarm()
     finally:
@@ -139,7 +140,7 @@ def _record(name: str, n_pulses: int) -> Session:
     return session
 
 
-def _listen(device: Stimulator) -> list[Any]:
+def listen(device: Stimulator) -> list[Any]:
     """The events of one pulse, if the device answers any."""
     until_s = time.monotonic() + (ANSWER_S if device.limits.answers_pulses else 0.03)
     while time.monotonic() < until_s:

@@ -27,6 +27,7 @@ import time
 import tomllib
 import tracemalloc
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -42,7 +43,7 @@ from drivers.base import WireError
 from drivers.simulated.twin import TWINS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bench.boxes import Session
 
@@ -65,20 +66,29 @@ class Promise(NamedTuple):
     lie_bytes : int
         Good frames that begin this many bytes after garbage, or more, all come out.
     held_bytes : int
-        What it keeps between calls at most, bytes and list items alike.
-    hears : bool
-        Whether the other end ever says anything.
+        What it keeps between calls at most, bytes and list items alike: a frame, and small change.
     """
 
     lie_bytes: int = 0
-    held_bytes: int = 512
-    hears: bool = True
+    held_bytes: int = 2048
 
 
-# 1200 bytes: the longest frame, 512: a queue and small change. A payload ends at the first F0 or 0F, which a stuffed one never has, so a
-# length field that lies shows at once.
-_SCIENCEMODE34 = {"driver": Promise(0, 1200 + 512), "twin": Promise(0, 1200 + 512)}
-PROTOCOLS: dict[str, dict[str, Promise]] = {"rehamove3": _SCIENCEMODE34, "p24": _SCIENCEMODE34}
+#: Those that promise less than `Promise()`; in all others a frame's begin or end is marked, so that a length that lies shows at once.
+PROTOCOLS: dict[tuple[str, str], Promise] = {
+    ("pulsepal", "driver"): Promise(4),  # "K" is followed by four bytes of any value
+    # operations 75 and 76 say how many pulses follow, 5000 at most, six bytes each; two such trains are kept
+    ("pulsepal", "twin"): Promise(6 + 6 * 5000, 6 + 6 * 5000 + 2 * 5000 + 2048),
+    ("ttl-cedrus", "twin"): Promise(4),  # "mp" is followed by four bytes of any value
+}
+
+#: Answers that say nothing of what they answer are heard where one is due alone: how the driver says that it has asked for this one.
+ASKS: dict[str, Callable[[Any, bytes], None]] = {
+    "pulsepal": lambda answers, frame: setattr(
+        answers, it := "n_hellos_due" if frame[:1] == b"K" else "n_acks_due", getattr(answers, it) + 1
+    ),
+    "ttl-cedrus": lambda answers, frame: answers.expect(len(frame)),
+    "motimove": lambda answers, _: answers.restart(),
+}
 
 
 class BrokenError(Exception):
@@ -95,32 +105,52 @@ class DriverEar:
 
     def __init__(self, name: str) -> None:
         self.device: Any = stimulators.load(name, "/nowhere", options=boxes.options(name))
-        self.roots = (self.device,)
+        self.name = name
+
+    def ask(self, frame: bytes) -> None:
+        """Say that this answer is due."""
+        if self.name in ASKS:
+            ASKS[self.name](self.device._answers, frame)
 
     def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
-        """Frames; each is also taken as guard's thread takes it."""
+        """Frames; each is also taken as guard takes it."""
         frames: list[Any] = self.device._deframer.feed(data)
         self.device._take(frames)
         self.device.read_events()
         return frames
 
+    def keeps(self) -> int:
+        """Bytes and items."""
+        return held(self.device)
+
 
 class TwinEar:
-    """A virtual stimulator; what comes out is a 1 for each frame that it accepts."""
+    """A virtual stimulator; a 1 for each frame that it accepts, or refuses for a reason of its own though it has read it right."""
 
-    def __init__(self, name: str) -> None:
-        self.twin = boxes.box(name, lambda _: None)
+    def __init__(self, name: str, known: frozenset[bytes] = frozenset()) -> None:
+        self.known = known
+        self.n_read = 0
         self.now_ns = 10**12
+        self.twin = boxes.box(name, lambda _: None, self._log)
         self.twin.start(self.now_ns)
-        self.roots = (self.twin,)
+
+    def _log(self, line: dict[str, object]) -> None:
+        self.n_read += "refused" in line and bytes.fromhex(str(line["bytes"])) in self.known
+
+    def ask(self, frame: bytes) -> None:
+        """Nothing: whoever has a box asks."""
 
     def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         """Let time pass, then take the bytes."""
-        before = self.twin._judge.frames_accepted
+        self.n_read = -self.twin._judge.frames_accepted
         self.now_ns += wait_ns
         self.twin.run_due(self.now_ns)
         self.twin.receive(data, self.now_ns)
-        return [1] * (self.twin._judge.frames_accepted - before)
+        return [1] * (self.n_read + self.twin._judge.frames_accepted)
+
+    def keeps(self) -> int:
+        """Bytes and items, without the calendar: what arrives at once is played one after the other."""
+        return held(self.twin) - len(self.twin._due)
 
 
 class WireEar:
@@ -128,7 +158,9 @@ class WireEar:
 
     def __init__(self, name: str) -> None:
         self.decode: Callable[[bytes], Pulse | None] = import_module(DECODERS[name]).decoder(name, **boxes.options(name))
-        self.roots = (self.decode,)
+
+    def ask(self, frame: bytes) -> None:
+        """Nothing: it hears the driver."""
 
     def feed(self, data: bytes, wait_ns: int = 0) -> list[Any]:
         """What may leave as what; nothing where it may not."""
@@ -139,6 +171,10 @@ class WireEar:
         if pulse is not None and type(pulse) is not Pulse:
             raise BrokenError(f"decoded as {pulse!r}, which is neither a Pulse nor None")
         return [pulse]
+
+    def keeps(self) -> int:
+        """Bytes and items of whatever remembers."""
+        return held(getattr(self.decode, "__self__", None))
 
 
 EARS = {"driver": DriverEar, "twin": TwinEar, "wire": WireEar}
@@ -151,7 +187,7 @@ class Target:
     name: str
     kind: str
     new: Callable[[], Any]
-    good: dict[bytes, list[Any]]  # what must be heard in any state, and what then comes out
+    good: dict[bytes, list[Any]]  # frames and what comes out: of a wire check a whole session, else what is heard in any state
     seeds: tuple[bytes, ...]  # what is spoilt: all good frames and those that need a state
     promise: Promise
     rewrap: Callable[[bytes, random.Random], bytes] | None = None
@@ -163,10 +199,11 @@ class Target:
 def target(session: Session, kind: str) -> Target:
     """The deframer of one kind, with the frames of a session."""
     name = session.name
-    new = partial(EARS[kind], name)
+    promise = PROTOCOLS.get((name, kind), Promise())
     seeds = tuple(session.heard) if kind == "driver" else tuple(dict.fromkeys((*session.said, *session.prepared)))
-    promise = PROTOCOLS.get(name, {}).get(kind, Promise())
-    return Target(name, kind, new, heard_anyway(new, seeds), seeds, promise, rewrapper(name))
+    new = partial(EARS[kind], name, frozenset(seeds)) if kind == "twin" else partial(EARS[kind], name)
+    good = in_order(new(), session.said) if kind == "wire" else heard_anyway(new, seeds)
+    return Target(name, kind, new, good, seeds, promise, rewrapper(name))
 
 
 def modules(name: str) -> tuple[str, str, str]:
@@ -174,18 +211,28 @@ def modules(name: str) -> tuple[str, str, str]:
     return stimulators.STIMULATORS[name][0], TWINS[name][0], DECODERS[name]
 
 
+def in_order(ear: Any, frames: Sequence[bytes]) -> dict[bytes, list[Any]]:
+    """What comes out of each frame of a session."""
+    out = {}
+    for frame in frames:
+        ear.ask(frame)
+        out[frame] = ear.feed(frame, WAITS_NS[-1])
+    return out
+
+
 def heard_anyway(new: Callable[[], Any], frames: Sequence[bytes]) -> dict[bytes, list[Any]]:
     """The frames that come out the same way of a fresh deframer and of one that has heard all of them."""
     used = new()
-    for frame in frames:
-        used.feed(frame, WAITS_NS[-1])
-    fresh = {frame: new().feed(frame) for frame in frames}
-    return {frame: out for frame, out in fresh.items() if out and used.feed(frame, WAITS_NS[-1]) == out}
+    in_order(used, frames)
+    again = in_order(used, frames)
+    return {frame: out for frame in frames if (out := in_order(new(), (frame,))[frame]) and again[frame] == out}
 
 
 def rewrapper(name: str) -> Callable[[bytes, random.Random], bytes] | None:
     """Spoil a frame's content under a right length and checksum, where the driver's module has a general `encode_frame`."""
     module: Any = import_module(stimulators.STIMULATORS[name][0])
+    if name == "motimove":
+        return lambda frame, dice: summed(spoilt(frame, dice, b"\xff\x22\x08\x00"))
     if not hasattr(module, "encode_frame"):
         return None
 
@@ -206,6 +253,11 @@ def rewrapper(name: str) -> Callable[[bytes, random.Random], bytes] | None:
         return bytes(module.encode_frame(number, command, data))
 
     return rewrap
+
+
+def summed(frame: bytes) -> bytes:
+    """MotiMove's checksum put right."""
+    return frame[:-1] + bytes((sum(frame[1:-1]) & 0x7F,))
 
 
 # --- garbage ----------------------------------------------------------------------------------------------------------------------
@@ -292,7 +344,7 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
     ear = ear or one.new()
 
     def weigh() -> None:
-        if (kept := sum(map(held, ear.roots))) > one.promise.held_bytes:
+        if (kept := ear.keeps()) > one.promise.held_bytes:
             raise BrokenError(f"keeps {kept}, more than {one.promise.held_bytes}")
 
     def feed(piece: bytes) -> list[Any]:
@@ -303,9 +355,11 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
 
     try:
         for piece in (data,) if one.kind == "wire" else chunks(data, dice):
+            if one.good and not dice.randrange(4):
+                ear.ask(dice.choice(tuple(one.good)))
             feed(piece)
         weigh()
-        swallowed = back_in_step(one, feed, dice)
+        swallowed = back_in_step(one, ear.ask, feed, dice)
         weigh()
         return swallowed
     except BrokenError:
@@ -314,19 +368,25 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
         raise BrokenError(f"{type(error).__name__}: {error}") from error
 
 
-def back_in_step(one: Target, feed: Callable[[bytes], list[Any]], dice: random.Random) -> int:
-    """Good frames, three at a time, until three come out as they should."""
+def back_in_step(one: Target, ask: Callable[[bytes], None], feed: Callable[[bytes], list[Any]], dice: random.Random) -> int:
+    """Good frames, some at a time (a wire check: a session), until they come out as they should."""
     swallowed = 0
     while one.good:
-        frames = dice.choices(tuple(one.good), k=3)
+        frames = tuple(one.good) if one.kind == "wire" else dice.choices(tuple(one.good), k=3)
         due = [item for frame in frames for item in one.good[frame]]
-        pieces = frames if one.kind == "wire" else chunks(b"".join(frames), dice)
-        out = [item for piece in pieces for item in feed(piece)]
+        out: list[Any] = []
+        if one.kind == "driver" and one.name in ASKS:  # one answer after the other, each asked for
+            for frame in frames:
+                ask(frame)
+                out += [item for piece in chunks(frame, dice) for item in feed(piece)]
+        else:
+            for piece in frames if one.kind == "wire" else chunks(b"".join(frames), dice):
+                out += feed(piece)
         if out[-len(due) :] == due:
             break
         if swallowed >= one.promise.lie_bytes:
             hexes = " | ".join(frame.hex(" ") for frame in frames)
-            raise BrokenError(f"three good frames, {swallowed} bytes after the garbage, did not come out: {hexes}")
+            raise BrokenError(f"good frames, {swallowed} bytes after the garbage, did not come out: {hexes}")
         swallowed += sum(map(len, frames))
     return swallowed
 
@@ -409,7 +469,7 @@ class Result:
 def fuzz(one: Target, n_inputs: int, seed: int, limit_s: float = HANG_S, most_broken: int = 3) -> Result:
     """Input after input, each in a fresh deframer; the last of it in one that has heard them all."""
     result, dice = Result(str(one), lie_bytes=one.promise.lie_bytes), random.Random(f"{seed} {one}")
-    if one.promise.hears and not one.good:
+    if one.seeds and not one.good:
         result.broken.append({"what": "not one frame that is heard in any state: nothing to come back to", "seed": seed})
     for index in range(n_inputs):
         data = garbage(one, dice)

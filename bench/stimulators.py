@@ -151,6 +151,9 @@ class Bench:
         self.device.open()
         self.check.learn(self.device.prepare([train]))
         self.device.arm()
+        self.check.due = self.due
+        self.device.trigger(0, self.current_ua)  # a box that keeps the pulse has it from now on
+        boxes.listen(self.device)
         self.frames = self._frames()
         self.at = 0  # of those who have no packet number of their own
         self.ways: dict[str, Callable[[], object]] = {

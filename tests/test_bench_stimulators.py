@@ -19,7 +19,7 @@ def test_every_way_brings_the_same_bytes(name):
         bench = stimulators.Bench(name, 0, stack)
         assert {"trigger", "checked", "os.write", "pipe", "pyserial", "pyserial no wait"} <= bench.ways.keys()
         assert ("science-mode-4" in bench.ways) == (name == "p24")
-        assert len(set(bench.frames)) == bench.device._n_numbers
+        assert len(bench.frames) == bench.device._n_numbers
         for way in bench.ways:
             call_ns, read_ns = bench.block(way, 3)  # raises where other bytes arrive
             assert len(call_ns) == len(read_ns) == 3
