@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller.wire import DECODERS
 from drivers import stimulators
-from drivers.base import DriverError, PulseTrain
+from drivers.base import DriverError, LimitError, PulseTrain
 from drivers.simulated.twin import TWINS, Judge
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: what `controller.settings.OPTIONS` asks a person for: ordinary values
 _DIAL = {"dial_current_ua": 10_000, "dial_phase_width_us": 500, "dial_interphase_gap_us": 100}
 OPTIONS: dict[str, dict[str, int]] = {"pulsepal": {"ua_per_volt": 1000}, **dict.fromkeys(("ttl-byte", "ttl-cedrus", "ttl-line"), _DIAL)}
-GAP_US = {"motimove": 0}  # it has none; all others can do the 100 µs that some cannot change
+GAPS_US = (100, 50, 20, 10, 0)  # some have none, or one that nobody can change
 N_TRIES = 3  # of a recording, on a machine that has other things to do
 ANSWER_S = 0.3
 
@@ -40,10 +40,18 @@ def options(name: str) -> dict[str, int]:
 
 
 def train(name: str) -> PulseTrain:
-    """A train of 10 mA that this one can do."""
-    limits = stimulators.limits_of(name, options(name))
-    width_us = min(max(limits.min_phase_width_us, 500), limits.max_phase_width_us)
-    return PulseTrain(1, 10.0, width_us, GAP_US.get(name, 100), 20.0, 500, 50, 100)
+    """A train of 10 mA that this one can do, with the gap between phases nearest to 100 µs of those tried. Raises `LimitError`."""
+    device = stimulators.load(name, "", options=options(name))
+    width_us = min(max(device.limits.min_phase_width_us, 500), device.limits.max_phase_width_us)
+    for gap_us in GAPS_US:
+        one = PulseTrain(1, 10.0, width_us, gap_us, 20.0, 500, 50, 100)
+        try:
+            device.prepare([one])
+        except LimitError as error:
+            refused = error
+        else:
+            return one
+    raise refused
 
 
 def names() -> tuple[str, ...]:

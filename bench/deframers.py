@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench import boxes, peers
 from controller.wire import DECODERS, Pulse
 from drivers import stimulators
-from drivers.base import WireError
+from drivers.base import DriverError, WireError
 from drivers.simulated.twin import TWINS
 
 if TYPE_CHECKING:
@@ -670,7 +670,12 @@ def in_words(result: dict[str, Any]) -> Iterator[str]:
 def run(n_inputs: int, seed: int, quick: bool, only: str = "", atheris_runs: int = 0) -> dict[str, Any]:
     """All of it."""
     skipped = {name: f"not there: {', '.join(gone)}" for name in boxes.names() if (gone := boxes.missing(name))}
-    sessions = {name: boxes.record(name) for name in boxes.all_there() if only in ("", name)}
+    sessions: dict[str, Session] = {}
+    for name in (name for name in boxes.all_there() if only in ("", name)):
+        try:
+            sessions[name] = boxes.record(name)
+        except DriverError as error:
+            skipped[name] = f"no session with its twin: {type(error).__name__}: {error}"
     targets = [(session, target(session, kind)) for session in sessions.values() for kind in KINDS]
     not_covered = len(skipped)
     if atheris_runs and peers.interpreter("atheris") is None:
