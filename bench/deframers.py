@@ -17,6 +17,7 @@ Where atheris is installed (`python -m bench.peers install atheris`), it steers 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import signal
@@ -54,6 +55,7 @@ ATHERIS_RUNS, QUICK_ATHERIS_RUNS = 20_000, 500  # for each deframer
 HANG_S = 20.0  # far more than any load of the machine takes from a few kB
 GROWTH_BYTES = 65_536  # of one object over a long run, as tracemalloc counts
 WAITS_NS = (0, 100_000, 100_000, 20_000_000, 700_000_000)  # before a chunk: what a twin times, it must time here too
+SETTLE_NS = 1_000_000_000  # until what a long input brought has been played
 KINDS = ("driver", "twin", "wire")
 _LEAVES = frozenset((int, float, str, bool, type(None), FunctionType, MethodType, BuiltinFunctionType))
 
@@ -347,8 +349,8 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
         if (kept := ear.keeps()) > one.promise.held_bytes:
             raise BrokenError(f"keeps {kept}, more than {one.promise.held_bytes}")
 
-    def feed(piece: bytes) -> list[Any]:
-        out: list[Any] = ear.feed(piece, dice.choice(WAITS_NS))
+    def feed(piece: bytes, wait_ns: int) -> list[Any]:
+        out: list[Any] = ear.feed(piece, wait_ns)
         if not dice.randrange(16):
             weigh()
         return out
@@ -357,7 +359,7 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
         for piece in (data,) if one.kind == "wire" else chunks(data, dice):
             if one.good and not dice.randrange(4):
                 ear.ask(dice.choice(tuple(one.good)))
-            feed(piece)
+            feed(piece, dice.choice(WAITS_NS))
         weigh()
         swallowed = back_in_step(one, ear.ask, feed, dice)
         weigh()
@@ -368,26 +370,30 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
         raise BrokenError(f"{type(error).__name__}: {error}") from error
 
 
-def back_in_step(one: Target, ask: Callable[[bytes], None], feed: Callable[[bytes], list[Any]], dice: random.Random) -> int:
-    """Good frames, some at a time (a wire check: a session), until they come out as they should."""
-    swallowed = 0
+def back_in_step(one: Target, ask: Callable[[bytes], None], feed: Callable[[bytes, int], list[Any]], dice: random.Random) -> int:
+    """Good frames, some at a time (a wire check: a session), until all come out; what they swallowed. No long wait within a frame."""
+    fed = swallowed = 0
     while one.good:
         frames = tuple(one.good) if one.kind == "wire" else dice.choices(tuple(one.good), k=3)
-        due = [item for frame in frames for item in one.good[frame]]
-        out: list[Any] = []
+        out = feed(b"", dice.choice(WAITS_NS)) if one.kind == "twin" else []
         if one.kind == "driver" and one.name in ASKS:  # one answer after the other, each asked for
             for frame in frames:
                 ask(frame)
-                out += [item for piece in chunks(frame, dice) for item in feed(piece)]
+                out += [item for piece in chunks(frame, dice) for item in feed(piece, 0)]
         else:
             for piece in frames if one.kind == "wire" else chunks(b"".join(frames), dice):
-                out += feed(piece)
-        if out[-len(due) :] == due:
+                out += feed(piece, 0)
+        lost = 0
+        while out[len(out) - len(due := [item for frame in frames[lost:] for item in one.good[frame]]) :] != due:
+            lost += 1
+        if not lost:
             break
-        if swallowed >= one.promise.lie_bytes:
+        begins = fed + sum(map(len, frames[: lost - 1]))  # where the last one begins that did not come out
+        if begins >= one.promise.lie_bytes:
             hexes = " | ".join(frame.hex(" ") for frame in frames)
-            raise BrokenError(f"good frames, {swallowed} bytes after the garbage, did not come out: {hexes}")
-        swallowed += sum(map(len, frames))
+            raise BrokenError(f"of good frames that follow, number {lost} is lost, {begins} bytes after the garbage: {hexes}")
+        swallowed = begins + len(frames[lost - 1])
+        fed += sum(map(len, frames))
     return swallowed
 
 
@@ -440,12 +446,18 @@ def growth(one: Target, seed: int, n_inputs: int) -> int:
     ear, dice = one.new(), random.Random(seed)
     inputs = [garbage(one, dice) for _ in range(n_inputs)]
     tracemalloc.start()
+
+    def in_use() -> int:
+        ear.feed(b"", SETTLE_NS)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
     try:
         for index, data in enumerate(inputs):
             check(one, data, index, ear)
             if index == n_inputs // 4:
-                warm = tracemalloc.get_traced_memory()[0]
-        return tracemalloc.get_traced_memory()[0] - warm
+                warm = in_use()
+        return in_use() - warm
     finally:
         tracemalloc.stop()
 
