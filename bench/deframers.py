@@ -341,7 +341,7 @@ def held(root: object, depth: int = 4) -> int:
 
 
 def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
-    """One input, cut and followed as `seed` says; how many bytes of good frames it swallowed. Raises `BrokenError`."""
+    """One input, cut and followed as `seed` says; bytes within which a good frame was lost. Raises `BrokenError`."""
     dice = random.Random(seed)
     ear = ear or one.new()
 
@@ -371,7 +371,13 @@ def check(one: Target, data: bytes, seed: int, ear: Any = None) -> int:
 
 
 def back_in_step(one: Target, ask: Callable[[bytes], None], feed: Callable[[bytes, int], list[Any]], dice: random.Random) -> int:
-    """Good frames, some at a time (a wire check: a session), until all come out; what they swallowed. No long wait within a frame."""
+    """Good frames, some at a time (a wire check: a session), until all come out; no long wait within one.
+
+    Returns
+    -------
+    int
+        Bytes after the garbage within which a good frame began that was lost.
+    """
     fed = swallowed = 0
     while one.good:
         frames = tuple(one.good) if one.kind == "wire" else dice.choices(tuple(one.good), k=3)
@@ -392,7 +398,7 @@ def back_in_step(one: Target, ask: Callable[[bytes], None], feed: Callable[[byte
         if begins >= one.promise.lie_bytes:
             hexes = " | ".join(frame.hex(" ") for frame in frames)
             raise BrokenError(f"of good frames that follow, number {lost} is lost, {begins} bytes after the garbage: {hexes}")
-        swallowed = begins + len(frames[lost - 1])
+        swallowed = begins + 1
         fed += sum(map(len, frames))
     return swallowed
 

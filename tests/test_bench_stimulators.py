@@ -46,9 +46,11 @@ def test_a_driver_that_writes_twice_for_a_pulse_is_not_measured(monkeypatch):
         trigger(self, train, current_ua)
         return trigger(self, train, current_ua)
 
-    monkeypatch.setattr(ScienceMode34, "trigger", twice)
-    with ExitStack() as stack, pytest.raises(stimulators.PeerError, match="64 pulses were 128 writes"):
-        stimulators.Bench("rehamove3", 0, stack)
+    with ExitStack() as stack:
+        bench = stimulators.Bench("rehamove3", 0, stack)
+        monkeypatch.setattr(ScienceMode34, "trigger", twice)
+        with pytest.raises(stimulators.PeerError, match="64 pulses were 128 writes"):
+            bench._frames()
 
 
 def test_goals_are_judged_by_the_worst_driver_and_what_was_not_measured_is_not_met(monkeypatch, tmp_path):
