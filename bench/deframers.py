@@ -30,7 +30,7 @@ import tracemalloc
 from collections import deque
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -623,11 +623,15 @@ PLANTED: dict[str, type[_Planted]] = {
 }
 
 
+def planted_target(name: str, session: Session) -> Target:
+    """A RehaMove3's driver with a fault."""
+    sound = target(session, "driver")
+    return replace(sound, name="rehamove3", kind=name, new=PLANTED[name])
+
+
 def planted(name: str, session: Session, n_inputs: int, seed: int) -> Result:
     """Fuzz a RehaMove3's driver with a fault; `broken` must not be empty."""
-    sound = target(session, "driver")
-    one = Target(name, "planted", PLANTED[name], sound.good, sound.seeds, sound.promise, sound.rewrap)
-    return fuzz(one, n_inputs, seed, limit_s=0.5, most_broken=1)
+    return fuzz(planted_target(name, session), n_inputs, seed, limit_s=0.5, most_broken=1)
 
 
 # --- atheris ----------------------------------------------------------------------------------------------------------------------
@@ -646,10 +650,10 @@ def steered(one: Target, session: Session, runs: int, seed: int, result: Result)
         command = [str(python), str(peers.script("atheris")), str(path), session.name, one.kind]
         flags = [f"-runs={runs}", f"-seed={seed % 2**31 or 1}", f"-timeout={HANG_S:g}", "-max_len=2048", f"-artifact_prefix={folder}/"]
         done = subprocess.run([*command, str(corpus), *flags], cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
-        words = [line for line in done.stderr.splitlines() if "BrokenError" in line or "ERROR" in line or "Error:" in line]
+        words = [line for line in (done.stdout + done.stderr).splitlines() if "BrokenError" in line or "ERROR" in line]
         if done.returncode:
             crashed = [path.read_bytes().hex(" ") for path in Path(folder).glob("*-*") if path.is_file()]
-            what = f"atheris: exit {done.returncode}: {'; '.join(words[:2]) or done.stderr[-300:]}"
+            what = f"atheris: exit {done.returncode}: {words[0] if words else done.stderr[-300:]}"
             result.broken.append({"what": what, "input": (crashed or ["?"])[0], "seed": seed})
         else:
             result.atheris_runs = runs
@@ -678,7 +682,7 @@ def in_words(result: dict[str, Any]) -> Iterator[str]:
         )
         yield from (f"  BROKEN {it['what']}; seed {it['seed']}; input {it.get('input', '-')}" for it in row["broken"])
     for name, found in result["planted"].items():
-        yield f"planted: {name:<32}" + (f"found after {found['n_inputs']:,} inputs: {found['what']}" if found["what"] else "MISSED")
+        yield f"planted: {name:<32}" + (f"found after {found['n_inputs'] or 'some'} inputs: {found['what']}" if found["what"] else "MISSED")
     for name, why in result["skipped"].items():
         yield f"skipped: {name}: {why}"
     for goal in result["goals"]:
@@ -705,10 +709,11 @@ def run(n_inputs: int, seed: int, quick: bool, only: str = "", atheris_runs: int
             steered(one, session, atheris_runs, seed, results[-1])
         print(f"{one}: {results[-1].n_inputs:,} inputs, {len(results[-1].broken)} broken", file=sys.stderr, flush=True)
     plain = sessions.get("rehamove3") or boxes.record("rehamove3")
-    found = {}
-    for name in PLANTED:
-        it = planted(name, plain, 2000, seed)
-        found[name] = {"n_inputs": it.n_inputs, "what": it.broken[0]["what"] if it.broken else ""}
+    faults = {name: planted(name, plain, 2000, seed) for name in PLANTED}
+    if atheris_runs and "atheris" not in skipped:
+        faults["raises, atheris"] = Result("planted")
+        steered(planted_target("raises", plain), plain, atheris_runs, seed, faults["raises, atheris"])
+    found = {name: {"n_inputs": it.n_inputs, "what": it.broken[0]["what"] if it.broken else ""} for name, it in faults.items()}
     return {
         "bench": "deframers",
         "seed": seed,

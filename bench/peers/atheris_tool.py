@@ -24,7 +24,8 @@ def main() -> None:
     """Each input is cut and followed as its own checksum says, so that a crash comes again from its bytes alone."""
     path, name, kind = sys.argv[1:4]
     frames = {key: [bytes.fromhex(text) for text in texts] for key, texts in json.loads(Path(path).read_text()).items()}
-    one = deframers.target(boxes.Session(name, **frames), kind)
+    session = boxes.Session(name, **frames)
+    one = deframers.planted_target(kind, session) if kind in deframers.PLANTED else deframers.target(session, kind)
     atheris.Setup([sys.argv[0], *sys.argv[4:]], lambda data: deframers.check(one, data, crc32(data)))
     atheris.Fuzz()
 
