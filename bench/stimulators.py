@@ -188,13 +188,10 @@ class Bench:
     def _add_pyserial(self, stack: ExitStack) -> None:
         import serial
 
-        line = self.device.LINE
+        line = self.device.LINE  # but its parity: a pty has none, and refuses it from whoever asks in vain
         for way, timeout_s in (("pyserial", None), ("pyserial no wait", 0)):
-            port = stack.enter_context(
-                serial.Serial(
-                    self.peer.port, line.baud, parity=line.parity, stopbits=line.stop_bits, rtscts=line.rts_cts, write_timeout=timeout_s
-                )
-            )
+            port = serial.Serial(self.peer.port, line.baud, stopbits=line.stop_bits, rtscts=line.rts_cts, write_timeout=timeout_s)
+            stack.enter_context(port)
             self.ways[way] = lambda port=port: port.write(self.frames[self.at])
 
     def _add_science_mode_4(self, stack: ExitStack) -> None:
