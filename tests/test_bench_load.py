@@ -152,10 +152,10 @@ def test_environment_counts_only_as_its_pinned_file_says(monkeypatch, tmp_path):
 def test_installing_an_unknown_contender_is_refused():
     done = subprocess.run([sys.executable, "-m", "bench.peers", "install", "nobody"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "'nobody' is none of ezmsg, mne_lsl, timeflux" in done.stderr
+    assert "'nobody' is none of ezmsg, mne_lsl, timeflux, atheris" in done.stderr
 
 
-@pytest.mark.parametrize("name", peers.NAMES)
+@pytest.mark.parametrize("name", peers.NAMES + peers.TOOLS)
 def test_contender_has_a_script_and_pinned_packages(name):
     assert peers.script(name).is_file()
     lines = peers.requirements(name).read_text().split()

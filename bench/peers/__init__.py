@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parents[1] / ".bench"
 NAMES = ("ezmsg", "mne_lsl", "timeflux")
+TOOLS = ("atheris",)  # that a bench starts in an environment of their own too
 
 
 class InstallError(Exception):
@@ -30,14 +31,14 @@ def requirements(name: str) -> Path:
 
 def script(name: str) -> Path:
     """The contender itself."""
-    return HERE / f"{name}_contender.py"
+    return HERE / f"{name}_{'tool' if name in TOOLS else 'contender'}.py"
 
 
 def interpreter(name: str) -> Path | None:
     """The Python of a contender's environment; None where it is not installed as its pinned file says."""
     folder = ENVIRONMENTS / name
     stamp, python = folder / "installed.txt", folder / "bin" / "python"
-    if name not in NAMES or not stamp.is_file() or not python.is_file():
+    if name not in NAMES + TOOLS or not stamp.is_file() or not python.is_file():
         return None
     return python if stamp.read_text() == requirements(name).read_text() else None
 
@@ -56,8 +57,8 @@ def install(name: str) -> Path:
     InstallError
         There is no such contender, or its packages cannot be had for this Python.
     """
-    if name not in NAMES:
-        raise InstallError(f"{name!r} is none of {', '.join(NAMES)}")
+    if name not in NAMES + TOOLS:
+        raise InstallError(f"{name!r} is none of {', '.join(NAMES + TOOLS)}")
     folder = ENVIRONMENTS / name
     venv.create(folder, clear=True, with_pip=True)
     python = folder / "bin" / "python"

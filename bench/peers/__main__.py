@@ -13,15 +13,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.peers", description="Environments of the contenders.")
     commands = parser.add_subparsers(dest="do", required=True)
     one = commands.add_parser("install", help="make environments anew from the pinned files (about 1.6 GB for all)")
-    one.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(peers.NAMES)}; none = all")
+    one.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(peers.NAMES + peers.TOOLS)}; none = all")
     commands.add_parser("list", help="which there are")
     args = parser.parse_args()
     if args.do == "list":
-        for name in peers.NAMES:
+        for name in peers.NAMES + peers.TOOLS:
             print(f"{name:<10} {peers.interpreter(name) or 'not installed'}")
         return 0
     try:
-        for name in args.names or peers.NAMES:
+        for name in args.names or peers.NAMES + peers.TOOLS:
             print(f"{name:<10} {peers.install(name)}", flush=True)
     except peers.InstallError as error:
         print(error, file=sys.stderr)
