@@ -35,7 +35,6 @@ from drivers.simulated import twin, virtual_pulsepal
 from drivers.stimulators import load
 from drivers.stimulators.pulsepal import (
     ABORT,
-    ACK_TIMEOUT_S,
     HANDSHAKE,
     Deframer,
     Parameter,
@@ -310,9 +309,9 @@ def test_pulses_of_all_trains_and_currents_in_any_order(connect):
         current_ua = dice.choice((500, 10_000, 500 * dice.randint(1, 40 if train < 2 else 20)))
         trigger(device, port, train, current_ua)
         asked.append(pulse_of(train, current_ua))
-        assert device.read_events() == []
-    sizes = [len(it) for it in port.left if it[1:2] == b"\x4d" or len(it) > 8]
-    assert len(sizes) == 100 and set(sizes) == {3, 15, 47}
+        assert [it.kind for it in device.read_events()] == [DeviceEventKind.ACK]
+    sizes = [len(it) for it in port.left if b"\xd5\x4d" in it]
+    assert len(sizes) == 100 and set(sizes) == {8, 20, 52}
     assert device.status()["armed"] and device.status()["firmware"] == 21
     device.close()
     assert device.status()["stop_answered"]
@@ -329,7 +328,8 @@ def test_a_pulse_is_one_write_and_no_other_operation_ever_leaves(connect):
         trigger(device, port, 0, current_ua)
         assert len(port.left) == i + 1
         events_within(device, 0.02)
-    assert port.left[:2] == [b"\xd5\x4d\x01"] * 2 and port.left[2].endswith(b"\xd5\x4d\x01") and len(port.left[2]) == 15
+    pulse = b"\xd5\x4d\x01\xd5\x4a\x0c\x01\x00"
+    assert port.left[:2] == [pulse] * 2 and port.left[2].endswith(pulse) and len(port.left[2]) == 20
     port.left.clear()
     device.stop()
     assert port.left == [b"\xd5\x50"]
@@ -368,17 +368,20 @@ def test_after_a_stop_everything_is_programmed_anew(connect):
     assert sum(it[1] == 74 for it in port.left) == 2 * 17 and {it[3] for it in port.left if it[1] == 74} == {1, 3}
     port.left.clear()
     trigger(device, port, 0, 500)
-    assert port.left == [b"\xd5\x4d\x01"]
+    assert port.left == [b"\xd5\x4d\x01\xd5\x4a\x0c\x01\x00"]
     device.close()
     assert played(twin.end()[0]) == [pulse_of(0, 20_000), pulse_of(0, 500)]
 
 
 @pytest.mark.safety("C1", "E2")
 @pytest.mark.parametrize("train", [0, 1], ids=["other current", "other train"])
-def test_write_torn_at_any_byte_makes_no_pulse_and_does_not_hide_the_stop(connect, train):
-    """A bare D5 50 after D5 4D would be the mask of channels 1 and 3: the stop first completes what was torn."""
+def test_write_torn_at_any_byte_makes_no_other_pulse_and_does_not_hide_the_stop(connect, train):
+    """A bare D5 50 after D5 4D would be the mask of channels 1 and 3: the stop first completes what was torn.
+
+    Torn behind its trigger, in the receipt, a pulse may have been played; guard counts it as given.
+    """
     device, twin, port = connect()
-    size = 15 if train == 0 else 47
+    size = 20 if train == 0 else 52
     for n_taken in range(1, size):
         port.outcome, port.check.due = n_taken, pulse_of(train, 20_000)
         with pytest.raises(ShortWriteError, match=f"{n_taken} of {size}"):
@@ -393,7 +396,8 @@ def test_write_torn_at_any_byte_makes_no_pulse_and_does_not_hide_the_stop(connec
     trigger(device, port, 1, 500)
     device.close()
     pulses, refused, _ = twin.end()
-    assert played(pulses) == [pulse_of(1, 500)] and refused == []
+    *torn, last = played(pulses)
+    assert set(torn) <= {pulse_of(train, 20_000)} and len(torn) <= 5 and last == pulse_of(1, 500) and refused == []
     lines = twin.lines()
     assert not [it for it in lines if "ignored" in it or "direct_ua" in it]
     assert sum("stop_ns" in it for it in lines) == 2 + 2 * (size - 1) + 2  # open, arm; each tear and arm; close
@@ -456,7 +460,7 @@ def test_doubtful_write_disarms_and_everything_is_programmed_anew(connect, outco
     device.stop()
     device.arm()
     trigger(device, port, 0, 20_000)
-    assert len(port.left[-1]) == 15 and device.read_events() == []
+    assert len(port.left[-1]) == 20
     device.close()
     assert played(twin.end()[0]) == [pulse_of(0, 20_000)]
 
@@ -480,40 +484,40 @@ def test_what_waited_in_a_stalled_port_is_aborted_before_it_plays(connect, monke
     assert twin.end()[2]["pulses"] == 0
 
 
-@pytest.mark.safety("E3")
-def test_missing_acknowledgement_ends_the_pulses(connect):
-    device, twin, port = connect("--fault", "lost-ack@2")
-    for current_ua in (500, 1000, 1500):
-        trigger(device, port, 0, current_ua)
-        assert events_within(device, 0.02) == []
-    time.sleep(ACK_TIMEOUT_S)
-    n_left = len(port.left)
-    with pytest.raises(AckTimeoutError, match="did not confirm 1 parameter"):
-        device.trigger(0, 1500)
-    with pytest.raises(NotArmedError):
-        device.trigger(0, 1500)
-    assert len(port.left) == n_left
-    device.stop()
-    device.arm()  # and what is missing is not missed for ever
-    trigger(device, port, 0, 2000)
+@pytest.mark.safety("E3", "E5")
+def test_each_pulse_has_its_answer_whatever_had_to_be_programmed_before_it(connect):
+    device, twin, port = connect()
+    numbers = []
+    for train, current_ua in ((0, 500), (0, 500), (0, 1000), (1, 500), (1, 500), (0, 1000)):
+        numbers.append(trigger(device, port, train, current_ua))
+        [event] = events_within(device, 1)
+        assert (event.kind, event.number) == (DeviceEventKind.ACK, numbers[-1])
+    assert len(set(numbers)) == 6
     device.close()
-    assert [it["current_ua"] for it in twin.end()[0]] == [500, 1000, 1500, 2000]
+    assert len(twin.end()[0]) == 6
 
 
 @pytest.mark.safety("E3")
-def test_late_acknowledgement_is_as_good_as_none(connect):
-    device, twin, port = connect("--fault", "late-ack@1")
+@pytest.mark.parametrize("fault", ["lost-ack@2", "hang@1"])
+def test_a_pulse_without_its_answer_has_none(connect, fault):
+    """Guard then gives no other, and takes it for a fault after 100 ms."""
+    device, _, port = connect("--fault", fault)
     trigger(device, port, 0, 500)
+    assert [it.kind for it in events_within(device, 1)] == [DeviceEventKind.ACK]
     trigger(device, port, 0, 1000)
-    time.sleep(ACK_TIMEOUT_S + 0.01)
-    device.read_events()
-    with pytest.raises(AckTimeoutError):
-        device.trigger(0, 1500)
+    assert events_within(device, 0.2) == []
     device.stop()
-    time.sleep(0.1)  # now it is there
-    assert device.read_events() == []  # it was due
+    device.disarm()
+    assert device.status()["stop_answered"] is fault.startswith("lost")
+
+
+@pytest.mark.safety("E3")
+def test_an_answer_that_comes_after_the_next_arming_is_nobodys(connect):
+    device, _, port = connect("--fault", "late-ack@1")
+    trigger(device, port, 0, 500)
+    device.stop()
     device.arm()
-    assert len(twin.lines()) and device.read_events() == []
+    assert DeviceEventKind.ACK not in [it.kind for it in events_within(device, 0.3)]
 
 
 @pytest.mark.safety("E3")
@@ -521,36 +525,10 @@ def test_acknowledgement_too_many_is_a_protocol_error(connect):
     device, _, port = connect("--fault", "duplicate-ack@1")
     trigger(device, port, 0, 500)
     trigger(device, port, 0, 1000)
-    [event] = events_within(device, 1)
-    assert event.kind is DeviceEventKind.PROTOCOL_ERROR and "acknowledgement too many" in event.text
+    events = events_within(device, 1, 3)
+    assert [it.kind for it in events if it.kind is not DeviceEventKind.ACK] == [DeviceEventKind.PROTOCOL_ERROR]
+    assert "acknowledgement too many" in events[-1].text
     assert device.status()["n_bad_frames"] == 1
-
-
-def test_hung_box_is_noticed_at_the_next_change_of_current(connect):
-    device, _, port = connect("--fault", "hang@1")
-    trigger(device, port, 0, 500)
-    time.sleep(0.02)
-    trigger(device, port, 0, 1000)
-    time.sleep(ACK_TIMEOUT_S + 0.01)
-    with pytest.raises(AckTimeoutError, match="2 parameter"):
-        device.trigger(0, 1000)
-    device.stop()
-    device.disarm()
-    assert not device.status()["stop_answered"]
-    with pytest.raises(AckTimeoutError):
-        device.arm()
-    with pytest.raises(NotArmedError):
-        device.trigger(0, 500)
-
-
-def test_hung_box_that_has_nothing_to_confirm_ends_in_a_short_write(connect):
-    device, _, port = connect("--fault", "hang@1")
-    trigger(device, port, 0, 500)
-    with pytest.raises(ShortWriteError):
-        for _ in range(10_000):
-            trigger(device, port, 0, 500, 0)
-    assert device.read_events() == []
-    device.stop()
 
 
 def test_lost_port_is_told_once(connect):

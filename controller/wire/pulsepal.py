@@ -69,7 +69,7 @@ class _Box:
         return pulse
 
     def _follow(self, data: bytes) -> Pulse | None:
-        """Parameters, and at the end perhaps one trigger."""
+        """Parameters, and at the end perhaps one trigger and its receipt."""
         if not data:
             raise WireError("nothing is to be written")
         at = 0
@@ -79,8 +79,8 @@ class _Box:
                 raise WireError(f"cut short: {data[at:].hex(' ')}")
             if data[at + 1] == _PROGRAM:
                 self._program(data[at + 2], data[at + 3], int.from_bytes(data[at + 4 : at + size], "little"))
-            elif data[at + 1] != _TRIGGER or at + size < len(data):
-                raise WireError(f"after a trigger, or not alone: {data.hex(' ')}")
+            elif data[at + size :] not in (b"", _receipt(data[at + 2])):
+                raise WireError(f"something behind a trigger that is no receipt of it: {data.hex(' ')}")
             else:
                 return self._play(data[at + 2])
             at += size
@@ -126,6 +126,11 @@ def _size(data: bytes, at: int) -> int:
     if data[at] == 0xD5 and data[at + 1 : at + 2] == b"\x4a" and data[at + 2 : at + 3] and data[at + 2] in _SIZES:
         return 4 + _SIZES[data[at + 2]]
     raise WireError(f"not on the list of what may leave: {data[at : at + 8].hex(' ')}")
+
+
+def _receipt(mask: int) -> bytes:
+    """What may follow a trigger: a parameter that changes nothing, since parameters are acknowledged and triggers are not."""
+    return bytes((0xD5, _PROGRAM, 12, mask.bit_length(), 0))
 
 
 def _rests(last: bytes) -> set[bytes]:

@@ -7,8 +7,9 @@ The box keeps the pulse: `arm` programs it, and a soft trigger of three bytes pl
 as one pulse, so nothing plays on by itself. A pulse of another current, or of another train, is programmed in the same write, in front of
 its trigger. Never sent: fixed voltage (79), custom trains (75, 76), continuous loop (82), settings on the card (90).
 
-The box says nothing of a trigger or of an abort, but answers each parameter with one byte, and these are counted: one too many is told
-at once, one too few ends the pulses after it. How many milliampere a volt makes only a person can say: `ua_per_volt`.
+The box says nothing of a trigger or of an abort, but answers each parameter, in order, with one byte, and these are counted: one too many
+is told at once. So behind each trigger goes a parameter that stays as it is, and its answer is the pulse's: no pulse leaves before the box
+has taken the last. How many milliampere a volt makes only a person can say: `ua_per_volt`.
 
 Facts from: stimulators notes, section 2.1 (bytes, captures); sites.google.com/site/pulsepalwiki/usb-serial-interface/usb-interface-v2-x
 (line, order of bytes, handshake) and .../parameter-guide (ranges).
@@ -17,11 +18,19 @@ Facts from: stimulators notes, section 2.1 (bytes, captures); sites.google.com/s
 from __future__ import annotations
 
 import os
-import time
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from drivers.base import AckTimeoutError, DeviceMismatchError, LimitError, PulseTrain, ShortWriteError, StimulatorLimits
+from drivers.base import (
+    AckTimeoutError,
+    DeviceEvent,
+    DeviceEventKind,
+    DeviceMismatchError,
+    LimitError,
+    PulseTrain,
+    ShortWriteError,
+    StimulatorLimits,
+)
 from drivers.stimulators.serial_device import (
     ANSWER_TIMEOUT_S,
     DISARM_TIMEOUT_S,
@@ -35,8 +44,6 @@ from drivers.stimulators.serial_device import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from drivers.base import DeviceEvent
 
 # --- codec ------------------------------------------------------------------------------------------------------------------------
 # D5, operation, its data; integers little-endian. There is no frame around it, so what is cut short swallows what follows.
@@ -183,7 +190,6 @@ FIRMWARES = (20, 21)  # 2.0 and 2.1; below 20 is model 1, whose voltages have 8 
 CURRENT_STEP_UA = 500
 MAX_PHASE_US = 1_000_000  # the box goes on to an hour, but no longer pulse fits into a pulse a second
 RECOVERY_US = 2 * CYCLE_US  # a trigger is played in the next cycle
-ACK_TIMEOUT_S = 0.1  # as the supervisor's for boxes that answer each pulse
 CLIENT = "CLMLP "
 
 # What stays as it is while armed. The next pulse of the train would begin a second later, but the train ends with its first.
@@ -247,14 +253,14 @@ class PulsePal(SerialDevice[bytes]):
             max_pulse_rate_hz=100.0,
             vendor_latency_ms=0.05,
             latency_spread_ms=0.1,
-            answers_pulses=False,
             answers_stop=False,
         )
         super().__init__(port, model, limits, write)
+        self._n_numbers = 256  # ours: the box knows none
         self._ua_per_volt = ua_per_volt
         self._shapes: dict[int, tuple[int, int, int]] = {}  # by train: channel, phase width, gap
         self._programmed: dict[int, tuple[int, int, int]] = {}  # by channel: phase width, gap, current
-        self._asked_s = 0.0  # since when an acknowledgement is due
+        self._unconfirmed = -1  # the pulse whose receipt is due
 
     def prepare(self, trains: Sequence[PulseTrain]) -> tuple[bytes, ...]:
         """As for all; what is new must be programmed by `arm` before it can be triggered."""
@@ -281,7 +287,7 @@ class PulsePal(SerialDevice[bytes]):
         """Program each channel as the first of its trains at the lowest current, each parameter once the one before it is confirmed."""
         self.stop()
         self._ask_who(1, ANSWER_TIMEOUT_S)
-        self._programmed = {}
+        self._programmed, self._unconfirmed = {}, -1
         for channel, width_us, gap_us in self._shapes.values():
             if channel not in self._programmed:
                 for parameter, value in (_CONSTANTS | _timing(width_us, gap_us) | self._volts(CURRENT_STEP_UA)).items():
@@ -289,6 +295,11 @@ class PulsePal(SerialDevice[bytes]):
                     self._send(encode_program(parameter, channel, value))
                     self._await(lambda it: it[0] == ACK, f"{parameter.name} of channel {channel}")
                 self._programmed[channel] = (width_us, gap_us, CURRENT_STEP_UA)
+
+    def stop(self) -> None:
+        """As `SerialDevice.stop`; a receipt that comes later is nobody's."""
+        self._unconfirmed = -1
+        super().stop()
 
     def _stop_frame(self) -> bytes:
         return rest_of_torn(*self._torn) + ABORT if self._torn else ABORT
@@ -301,7 +312,11 @@ class PulsePal(SerialDevice[bytes]):
         self._stop_answered = True
 
     def _take_frame(self, frame: bytes) -> DeviceEvent | None:
-        return None  # an acknowledgement that was due, or a late "K"; what was not due is told as a bad frame
+        """The last acknowledgement of a pulse's write is the pulse's; what was not due is told as a bad frame."""
+        if frame[0] != ACK or self._answers.n_acks_due or self._unconfirmed < 0:
+            return None
+        number, self._unconfirmed = self._unconfirmed, -1
+        return DeviceEvent(DeviceEventKind.ACK, number, 0, "pulse triggered")
 
     def _ask_who(self, n_tries: int, timeout_s: float) -> int:
         """Ask for the firmware, again if need be; never while the box waits for the rest of something else."""
@@ -335,9 +350,12 @@ class PulsePal(SerialDevice[bytes]):
         }
 
     def _encode(self, train: PulseTrain) -> dict[int, tuple[bytes, ...]]:
-        """At each current three writes: what is programmed already; with other voltages; with another timing too."""
+        """At each current three writes: what is programmed already; with other voltages; with another timing too.
+
+        A trigger is not acknowledged. A parameter is, and in order: behind each trigger one that stays as it is asks for a receipt.
+        """
         current_ua = check_train(train, self._limits, RECOVERY_US, range(0, MAX_PHASE_US + 1, CYCLE_US))
-        trigger = encode_trigger(train.channel)
+        trigger = encode_trigger(train.channel) + encode_program(Parameter.LINK_TO_TRIGGER_1, train.channel, 0)
 
         def program(parameters: dict[Parameter, int]) -> bytes:
             return b"".join(encode_program(parameter, train.channel, value) for parameter, value in parameters.items())
@@ -349,21 +367,16 @@ class PulsePal(SerialDevice[bytes]):
             levels[level_ua] = (trigger, volts + trigger, timing + volts + trigger)
         return levels
 
-    _N_ACKS = (0, 2, 6)  # of the three
+    _N_ACKS = (1, 3, 7)  # of the three
 
     def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
-        """The write that makes of what is programmed what is asked. Raises `AckTimeoutError` where the box has gone silent."""
+        """The write that makes of what is programmed what is asked."""
         frames = self._frames[train][current_ua]
         channel, width_us, gap_us = self._shapes[train]
         wanted = (width_us, gap_us, current_ua)
         programmed = self._programmed[channel]
         kind = 0 if programmed == wanted else 1 if programmed[:2] == wanted[:2] else 2
-        now_s = time.monotonic()
-        if not self._answers.n_acks_due:
-            self._asked_s = now_s
-        elif now_s - self._asked_s > ACK_TIMEOUT_S:
-            self._armed = False
-            raise AckTimeoutError(f"{self._limits.model} on {self.port} did not confirm {self._answers.n_acks_due} parameter(s)")
         self._answers.n_acks_due += self._N_ACKS[kind]
+        self._unconfirmed = number
         self._programmed[channel] = wanted  # if this write fails, `arm` programs everything anew
         return frames[kind]
