@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 RATE_TOLERANCE_NS = 1_000_000
 MIN_PHASE_US = 20
 MAX_CHARGE_NC = 30_000
+MAX_RECORD_US = 2**31 - 1
 PULSE_RECORD = struct.Struct("<qqiiii")  # received_ns, pulse_ns, current_ua, phase_width_us, channel, number
 
 FAULTS = ("lost-ack", "late-ack", "duplicate-ack", "electrode-error", "crc-error", "e-stop", "reset", "hang", "hangup")
@@ -233,7 +234,8 @@ class Twin:
 
     def _pulse_at(self, shape: Shape, channel: int, number: int, received_ns: int, wire_ns: int, pulse_ns: int, **more: object) -> None:
         """Publish a pulse that will start at `pulse_ns`; when it does, judge and log it."""
-        self._publish(PULSE_RECORD.pack(received_ns, pulse_ns, shape.current_ua, shape.phase_width_us, channel, number))
+        felt_us = min(shape.phase_width_us, MAX_RECORD_US)  # a Pulse Pal can be told to play for an hour; the log has all of it
+        self._publish(PULSE_RECORD.pack(received_ns, pulse_ns, shape.current_ua, felt_us, channel, number))
 
         def play() -> None:
             outside = self._judge.judge(shape, channel, pulse_ns)

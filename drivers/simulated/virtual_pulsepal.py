@@ -31,6 +31,7 @@ BYTE_NS = 10 * 10**9 / 12_000_000
 LATE_NS = 150_000_000
 FIRMWARE = 21
 N_CHANNELS = 4
+MAX_CUSTOM = 5000
 
 VOLTS = (2, 3, 17)
 CYCLES = (4, 5, 6, 7, 8, 9, 10, 11)
@@ -75,7 +76,11 @@ def length_of(command: bytes | bytearray) -> int:
     if operation == 74:
         return 0 if n < 3 else 4 + (2 if command[2] in VOLTS else 4 if command[2] in CYCLES else 1)
     if operation in (75, 76):
-        return 0 if n < 6 else 6 + 6 * int.from_bytes(command[2:6], "little")
+        if n < 6:
+            return 0
+        if (n_pulses := int.from_bytes(command[2:6], "little")) > MAX_CUSTOM:  # at once, or all that follows would be swallowed
+            raise RefusedError(f"custom train of {n_pulses} pulses", command=operation)
+        return 6 + 6 * n_pulses
     if operation == 78:
         return 2  # its text is passed over
     if operation == 90:
@@ -212,13 +217,15 @@ class Box(Twin):
             channel.values |= zip(VOLTS, struct.unpack_from("<3H", data, 128 + 6 * i), strict=True)
             channel.values |= zip((1, 14, 15, 16), data[152 + 4 * i : 156 + 4 * i], strict=True)
             channel.values |= {12: data[168 + i], 13: data[172 + i]}
+            for parameter in (*FLAGS, CUSTOM_TRAIN):
+                if (value := channel.values[parameter]) > 1 + (parameter == CUSTOM_TRAIN):
+                    channel.values[parameter] = 0
+                    self._log({"ignored": f"parameter {parameter} = {value} of channel {i + 1}"})
         self.trigger_modes = list(data[176:178])
         self._ack()
 
     def _load_custom(self, number: int, data: bytes) -> None:
         n = len(data) // 6
-        if n > 5000:
-            raise RefusedError(f"custom train of {n} pulses")
         self.custom[number] = list(zip(struct.unpack_from(f"<{n}I", data), struct.unpack_from(f"<{n}H", data, 4 * n), strict=True))
         self._ack()
 
