@@ -71,6 +71,19 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
         assert sum(event["stages_ms"].values()) == pytest.approx(event["total_ms"], abs=0.1)
 
 
+def test_the_demo_on_a_slow_stimulator(tmp_path):
+    """A RehaStim2: another protocol, answers at no known time, a latency that varies by 14 ms. All others: `calmloop demo --stimulator`."""
+    answer = calmloop(
+        *("demo", "--headless", "--seconds", "15", "--seed", "3", "--json", "--sessions", str(tmp_path), "--stimulator", "sciencemode2"),
+        timeout_s=250,
+    )
+    r = json.loads(answer.stdout)
+    assert r["spasms"]["n"] == r["spasms"]["detected"] >= 1 and r["spasms"]["false_triggers"] == 0
+    assert r["stimulator"]["outside_limits"] == r["stimulator"]["frames_refused"] == r["samples"]["lost"] == 0
+    assert r["stimulator"]["pulses"] > 20 and r["spasm_area"]["reduction"] > 0
+    assert calmloop("demo", "--stimulator", "toaster").returncode == 2
+
+
 def test_stages_that_are_missing_out_of_order_or_too_short_fall_short(demo_result):
     assert demo_summary.falls_short(demo_result) == []
     whole = demo_result["events"][0]["stages_ms"]

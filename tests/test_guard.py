@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from controller import messages, ring, settings
+from controller import demo, messages, ring, settings
 from controller.guard import event_from_dict, event_to_dict
 from controller.supervisor import LEASE_NS, Event, Kind
 from tests.rig import NO_HISTORY, ROOT, GuardRig, arm_automatic, beat, beat_for, request
@@ -582,6 +582,22 @@ def test_guard_is_small(guard):
     maps = Path(f"/proc/{guard.process.pid}/maps").read_text()
     assert not re.search(r"numba|llvmlite|scipy|numpy|liblsl|pydantic", maps)
     assert rss_kb < 40_000
+
+
+@pytest.mark.parametrize("name", ["ttl-byte", "ttl-line", "pulsepal"])
+@pytest.mark.safety("A10", "E5")
+def test_a_box_that_confirms_little_gets_its_pulses_all_the_same(tmp_path, name):
+    rig = GuardRig(tmp_path, name, config=demo.with_stimulator(settings.load(ROOT / "config" / "demo.toml"), name))
+    assert rig.arm()["state"] == "ARMED"
+    assert rig.trigger()["ok"]
+    rig.wait_for(lambda s: s["state"] == "ARMED" and s["pulses"])
+    status = rig.ask("stop")
+    assert (status["stop_confirmed"], status["dose"]["session"]["pulses"]) == (True, status["pulses"])
+    rig.wait_for(lambda s: s["state"] == "IDLE")
+    pulses = rig.twin.pulses()
+    assert len(pulses) == status["pulses"] > 15 and not any(row["outside"] for row in pulses)
+    assert len({row["current_ua"] for row in pulses}) == 1 if name.startswith("ttl") else pulses[0]["current_ua"] == 500  # A11
+    rig.close()
 
 
 @pytest.mark.safety("C1")
