@@ -334,25 +334,25 @@ def run_simulate(args: argparse.Namespace) -> int:
 def run_dose(args: argparse.Namespace) -> int:
     """The dose journal, to read or to reset."""
     from controller import dose
-    from controller.journal import Journal, JournalError, clock_now, default_path, look
+    from controller.journal import ADOPTED, Journal, JournalError, clock_now, default_path, look
 
     path = args.journal or default_path(args.bed)
-    put_aside = None
+    done = []
     try:
         if args.reset is not None:
             if not args.reset.strip():
                 raise JournalError("--reset needs a reason in words")
             journal = Journal(path, replace_broken=True)
             journal.reset(args.reset, getpass.getuser())
-            put_aside = journal.put_aside
             journal.close()
+            done += [f"the file that could not be trusted is now {journal.put_aside}"] if journal.put_aside else []
+            done += [ADOPTED.format(journal.adopted)] if journal.adopted else []
         rows, held = look(path)
     except JournalError as error:
         show(args, {"ok": False, "error": str(error)}, str(error))
         return WRONG
     facts = dose.summary(rows, clock_now()) | {"journal": str(path), "daemon": held, "unclean_end": dose.is_open(rows) and not held}
-    lines = [f"the file that could not be trusted is now {put_aside}"] if put_aside else []
-    show(args, {"ok": True, **facts}, "\n".join([*lines, *dose_words(facts)]))
+    show(args, {"ok": True, **facts}, "\n".join([*done, *dose_words(facts)]))
     return GOOD
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
-from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
+from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -181,6 +181,9 @@ class Daemon:
     def begin(self) -> None:
         """The session's first notes, then guard and loop."""
         messages.status_path(self.bed).unlink(missing_ok=True)  # what a daemon that was killed said last is not ours
+        if self.journal.adopted:
+            self.tell(ADOPTED.format(self.journal.adopted))
+            self.note("dose journal adopted", rows=self.journal.adopted)
         if self.journal.begin(self.folder.name, dose.worst_train(self.view)):
             self.tell(f"the last session of this bed had no clean end: {ASSUMED_TRAINS} trains are added to its dose, which goes on")
         digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()
