@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
+DEFAULT_BED = "bed"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = add("run", run_run, "bedside daemon: listens, guards, records")
     run.add_argument("config", help="settings file")
-    run.add_argument("--bed", default="bed", help="name of the control socket (default bed)")
+    run.add_argument("--bed", default=DEFAULT_BED, help="name of the control socket (default bed)")
     run.add_argument("--journal", type=Path, default=None, help="file of the dose journal (default: the bed's own, in the state folder)")
     run.add_argument("--lifeline", action="store_true", help="end when standard input ends, for programs that start a daemon")
 
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("reason", help="why it is safe to go on, in words")
 
     dose = add("dose", run_dose, "what the bed's patient was given, in this session and in 24 h")
-    dose.add_argument("--bed", default="bed", help="whose journal (default bed)")
+    dose.add_argument("--bed", help="whose journal (default: of the one bed that is running; where none is, bed)")
     dose.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     dose.add_argument("--reset", metavar="REASON", help="count anew: a new patient is in the bed; only while no daemon holds the journal")
 
@@ -144,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--config", help="settings file with the prescription")
     test.add_argument("--pulse", action="store_true", help="give one pulse of the button's train: the smallest step of the box's current")
     test.add_argument("--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)")
-    test.add_argument("--bed", default="bed", help="in whose dose journal the pulse counts (default bed)")
+    test.add_argument("--bed", default=DEFAULT_BED, help="in whose dose journal the pulse counts (default bed)")
     test.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     test.add_argument("--json", action="store_true", help="print one JSON object")
     test.set_defaults(run=run_stimulator_test)
@@ -233,6 +234,15 @@ def looked_at(args: argparse.Namespace, lines: list[str]) -> int:
     return GOOD
 
 
+def the_bed() -> str:
+    """The one bed that is running; where none is, the name that a bed has by default."""
+    answers, gone = messages.ask_all(messages.beds(), {"do": "status"})
+    names = sorted([*answers, *(bed for bed, why in gone.items() if "DID NOT ANSWER" in why)])
+    if len(names) > 1:
+        raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
+    return names[0] if names else DEFAULT_BED
+
+
 def answers_status(bed: str) -> bool:
     """Whether somebody serves this bed."""
     try:
@@ -249,7 +259,10 @@ def describe(answer: dict[str, Any]) -> str:
     words += [reason for reason in answer["reasons"] if reason != answer["reason"]]
     if "daemon" in answer:
         words.append(f"loop {answer['loop']}, {'data ok' if answer['data_ok'] else 'NO DATA'}")
-        words.append(f"{answer['pulses']} pulses, {answer['charge_uc'] / 1000:.2f} mC, {answer['on_time_s']:.1f} s of stimulation")
+        given = answer["dose"]["session"]  # from the journal, so it goes on over a guard that was started again
+        words.append(
+            f"this session: {given['on_ns'] / 1e9:.1f} s of stimulation, {given['pulses']} pulses, {given['charge_nc'] / 1e6:.2f} mC"
+        )
         daemon = answer["daemon"]
         if daemon is None:
             words.append("daemon: unknown (its report is older than 1 s)")
@@ -336,7 +349,9 @@ def run_dose(args: argparse.Namespace) -> int:
     from controller import dose
     from controller.journal import ADOPTED, Journal, JournalError, clock_now, default_path, look
 
-    path = args.journal or default_path(args.bed)
+    bed = args.bed or the_bed()
+    running = messages.daemon_status(bed)
+    path = args.journal or (Path(running["journal"]) if running else default_path(bed))
     done = []
     try:
         if args.reset is not None:

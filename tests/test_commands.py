@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controller.journal import Journal, default_path
 from tests.rig import GuardRig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +57,26 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
     assert calmloop("disarm").returncode == 0
     assert calmloop("clear", "nothing").returncode == 1
+
+
+def test_the_dose_without_a_name_is_that_of_the_one_bed_that_is_running(guard, tmp_path):
+    journal = Journal(default_path("test"))
+    journal.reset("a new patient", "somebody")
+    journal.close()
+    answer = json.loads(calmloop("dose", "--json").stdout)
+    assert answer["ok"]
+    assert Path(answer["journal"]).name == "test.sqlite"
+    (tmp_path / "other").mkdir()
+    other = GuardRig(tmp_path / "other", bed="a-other")
+    answer = calmloop("dose")
+    assert answer.returncode == 2
+    assert "2 beds are running (a-other, test): say which with --bed" in answer.stderr
+    assert json.loads(calmloop("dose", "--bed", "test", "--json").stdout)["ok"]
+    other.close()
+
+
+def test_the_dose_where_no_bed_is_running_is_that_of_bed():
+    assert "bed.sqlite: there is no dose journal" in calmloop("dose").stdout
 
 
 @pytest.mark.safety("C1")
