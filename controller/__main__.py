@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
 DEFAULT_BED = "bed"
+BED_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,40}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +61,11 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--stimulator", metavar="NAME", help="another virtual stimulator than the settings' (default: rehamove3)")
     demo.add_argument("--config", default=None, help="settings (default: the demo's own)")
     demo.add_argument("--sessions", default=None, help="folder for the session (default: as the settings say)")
-    demo.add_argument("--bed", default=None, help="name of the control socket (default demo-PID)")
+    demo.add_argument("--bed", type=bed_name, default=None, help="name of the control socket (default demo-PID)")
 
     run = add("run", run_run, "bedside daemon: listens, guards, records")
     run.add_argument("config", help="settings file")
-    run.add_argument("--bed", default=DEFAULT_BED, help="name of the control socket (default bed)")
+    run.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="name of the control socket (default bed)")
     run.add_argument("--journal", type=Path, default=None, help="file of the dose journal (default: the bed's own, in the state folder)")
     run.add_argument("--lifeline", action="store_true", help="end when standard input ends, for programs that start a daemon")
 
@@ -88,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, run_person, text)
         sub.set_defaults(do=name)
-        sub.add_argument("--bed", default=None, help="which bed, where several are running")
+        sub.add_argument("--bed", type=bed_name, default=None, help="which bed, where several are running")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
             sub.add_argument(
@@ -98,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("reason", help="why it is safe to go on, in words")
 
     dose = add("dose", run_dose, "what the bed's patient was given, in this session and in 24 h")
-    dose.add_argument("--bed", help="whose journal (default: of the one bed that is running; where none is, bed)")
+    dose.add_argument("--bed", type=bed_name, help="whose journal (default: of the one bed that is running; where none is, bed)")
     dose.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     dose.add_argument("--reset", metavar="REASON", help="count anew: a new patient is in the bed; only while no daemon holds the journal")
 
@@ -145,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--config", help="settings file with the prescription")
     test.add_argument("--pulse", action="store_true", help="give one pulse of the button's train: the smallest step of the box's current")
     test.add_argument("--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)")
-    test.add_argument("--bed", default=DEFAULT_BED, help="in whose dose journal the pulse counts (default bed)")
+    test.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="in whose dose journal the pulse counts (default bed)")
     test.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     test.add_argument("--json", action="store_true", help="print one JSON object")
     test.set_defaults(run=run_stimulator_test)
@@ -169,6 +171,13 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
     bench.set_defaults(run=run_bench, json=False)
     return p
+
+
+def bed_name(text: str) -> str:
+    """A bed's name as it was given: it becomes the name of a socket, of a journal and of a part of each session's folder."""
+    if not BED_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} must be 1 to 40 letters (a to z), digits, '.', '_' or '-', not beginning with '.'")
+    return text
 
 
 def show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
@@ -333,7 +342,7 @@ def run_check(args: argparse.Namespace) -> int:
         else:
             print(error, file=sys.stderr)
         return WRONG
-    show(args, {"ok": True, **settings.summary(config)}, settings.check(args.config))
+    show(args, {"ok": True, **settings.summary(config)}, settings.sentences(config, args.config))
     return GOOD
 
 

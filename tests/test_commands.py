@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controller import __main__ as cli
 from controller.journal import Journal, default_path
 from tests.rig import GuardRig
 
@@ -143,6 +144,50 @@ def test_check_names_everything_that_is_wrong(tmp_path):
 )
 def test_wrong_use_exits_2(arguments):
     assert calmloop(*arguments).returncode == 2
+
+
+NO_BEDS = ["", "a/b", "../x", ".hidden", "x" * 41, "x" * 200, "two words", "b\n", "é", "*"]
+WITH_BED = [["run", "no.toml"], ["demo"], ["status"], ["stop"], ["trigger"], ["arm"], ["disarm"], ["clear", "why"], ["dose"]]
+WITH_BED += [["stimulator", "test", "no-port"]]
+
+
+@pytest.mark.parametrize("command", WITH_BED)
+@pytest.mark.parametrize("name", NO_BEDS)
+def test_a_name_that_no_bed_can_have_is_refused_before_anything_is_made(command, name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "--bed", name])
+    assert caught.value.code == 2
+    assert "must be 1 to 40 letters" in capsys.readouterr().err
+    for folder in ("CALMLOOP_RUNTIME_DIR", "CALMLOOP_STATE_DIR"):
+        assert list(Path(os.environ[folder]).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["bed", "7", "bed-7_b.2", "x" * 40])
+def test_a_name_that_a_bed_can_have_is_taken(name):
+    assert cli.parser().parse_args(["status", "--bed", name]).bed == name
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "/dev/null"])
+def test_what_is_no_file_is_no_settings_file_and_never_waited_for(special):
+    answer = calmloop("check", special)
+    assert answer.returncode == 2
+    assert answer.stderr == f"{special}: is no regular file\n"
+
+
+def test_a_settings_file_has_its_limit_of_size_also_in_a_pipe(tmp_path):
+    text = (ROOT / "config" / "demo.toml").read_text()
+    pipe = [sys.executable, "-m", "controller", "check", "/dev/stdin"]
+    assert subprocess.run(pipe, input=text, text=True, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode == 0
+    (tmp_path / "large.toml").write_text(text + "#" * 1_000_000)
+    answer = calmloop("check", str(tmp_path / "large.toml"))
+    assert answer.returncode == 2
+    assert "is larger than 1000000 bytes" in answer.stderr
+    endless = subprocess.Popen(["yes", "#"], stdout=subprocess.PIPE)
+    answer = subprocess.run(pipe, stdin=endless.stdout, text=True, cwd=ROOT, capture_output=True, timeout=30, check=False)
+    endless.stdout.close()
+    endless.wait(10)
+    assert answer.returncode == 2
+    assert "/dev/stdin: is larger than 1000000 bytes" in answer.stderr
 
 
 def test_replay_of_a_file_prints_its_settings_and_detections(tmp_path):

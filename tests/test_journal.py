@@ -698,8 +698,8 @@ def test_killed_in_the_middle_of_a_commit_nothing_that_was_acknowledged_is_missi
 
 # --- calmloop dose ----------------------------------------------------------------------------------------------------------------
 def test_the_dose_is_shown_while_a_daemon_holds_it_and_reset_only_when_none_does(capsys):
-    path = default_path("bed 1")
-    assert cli.main(["dose", "--bed", "bed 1"]) == 2
+    path = default_path("bed-1")
+    assert cli.main(["dose", "--bed", "bed-1"]) == 2
     assert "there is no dose journal" in capsys.readouterr().out
     journal = Journal(path)
     journal.begin("session", WORST)
@@ -707,22 +707,22 @@ def test_the_dose_is_shown_while_a_daemon_holds_it_and_reset_only_when_none_does
     world = World()
     world.booted_ns = 0
     journal.take([told(world, now - 2 * S, now - S), state("LOCKOUT", "dose: too much")])
-    assert cli.main(["dose", "--bed", "bed 1"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1"]) == 0
     words = capsys.readouterr().out
     assert "this session: 1.0 s of stimulation, 25 pulses, 0.20 mC" in words
     assert "LOCKED OUT: dose: too much" in words
     assert "last train: " in words
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", "a new patient"]) == 2
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", "a new patient"]) == 2
     assert "another daemon holds" in capsys.readouterr().out
     journal.close()
-    assert cli.main(["dose", "--bed", "bed 1", "--json"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["unclean_end"]
     assert not facts["daemon"]
     assert facts["session"] == facts["day"] == {"on_time_s": 1.0, "pulses": 25, "charge_mc": 0.2}
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", " "]) == 2
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", " "]) == 2
     capsys.readouterr()
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", "a new patient", "--json"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", "a new patient", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["day"]["pulses"] == facts["session"]["pulses"] == 0
     assert (facts["lockout"], facts["last_train_ended_s_ago"], facts["unclean_end"]) == ("", None, False)
