@@ -7,6 +7,7 @@ import getpass
 import json
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
 DEFAULT_BED = "bed"
+NOTHING_KNOWN = "the recording knows of no row: rows cut off at the end would not show"
 BED_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,40}")
 
 
@@ -106,7 +108,9 @@ def parser() -> argparse.ArgumentParser:
 
     audit = commands.add_parser("audit", help="look for the first row that was changed, deleted, cut off or rewritten")
     audits = audit.add_subparsers(required=True, metavar="COMMAND")
-    verify = audits.add_parser("verify", help="exit code 0: whole, 1: not, 2: cannot be told here", description=audit.description)
+    verify = audits.add_parser(
+        "verify", help="exit code 0: whole, 1: not, 2: cannot be told (no end, or not here)", description=audit.description
+    )
     verify.add_argument("session", type=Path, help="folder of the session")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(run=run_audit_verify)
@@ -324,7 +328,7 @@ def run_run(args: argparse.Namespace) -> int:
 
     try:
         bedside = daemon.Daemon(settings.load(args.config), args.bed, daemon.Speaker(), args.lifeline, args.journal)
-    except (settings.SettingsError, AuditError, JournalError) as error:
+    except (settings.SettingsError, AuditError, JournalError, daemon.StartError) as error:
         print(error, file=sys.stderr)
         return WRONG
     return bedside.run()
@@ -360,15 +364,14 @@ def run_dose(args: argparse.Namespace) -> int:
 
     bed = args.bed or the_bed()
     running = messages.daemon_status(bed)
-    path = args.journal or (Path(running["journal"]) if running else default_path(bed))
     done = []
     try:
+        path = args.journal or (Path(running["journal"]) if running else default_path(bed))
         if args.reset is not None:
             if not args.reset.strip():
                 raise JournalError("--reset needs a reason in words")
-            journal = Journal(path, replace_broken=True)
-            journal.reset(args.reset, getpass.getuser())
-            journal.close()
+            with closing(Journal(path, replace_broken=True)) as journal:
+                journal.reset(args.reset, getpass.getuser())
             done += [f"the file that could not be trusted is now {journal.put_aside}"] if journal.put_aside else []
             done += [ADOPTED.format(journal.adopted)] if journal.adopted else []
         rows, held = look(path)
@@ -404,22 +407,27 @@ def run_audit_verify(args: argparse.Namespace) -> int:
     from controller import audit, recording
     from drivers.base import FileFormatError
 
+    path = args.session / recording.AUDIT
     try:
-        anchors = recording.load(args.session).anchors()
-        head, bad = audit.verify(args.session / recording.AUDIT, audit.key(), anchors)
+        session = recording.load(args.session)
+        anchors = session.anchors()
+        head, bad = audit.verify(path, audit.key(), anchors)
+        ended = session.end is not None and audit.ends_with(path) == recording.END
     except (FileFormatError, audit.AuditError) as error:
         show(args, {"ok": False, "error": str(error)}, f"cannot be verified here: {error}")
         return WRONG
     last = anchors[-1].rows if anchors else 0
-    facts = {"ok": bad is None, **head._asdict(), "anchored_rows": last, "first_bad_row": bad and bad._asdict()}
+    facts = {"ok": ended and not bad, "ended": ended, **head._asdict(), "anchored_rows": last, "first_bad_row": bad and bad._asdict()}
     if bad:
         text = f"NOT WHOLE: row {bad.row} {bad.why} ({head.rows} rows are there)"
+    elif ended:
+        text = f"whole: {head.rows} rows, head {head.hmac}; audit and recording both have their end, and the recording names the last row"
     else:
-        text = f"whole: {head.rows} rows, head {head.hmac}; " + (
-            f"anchored up to row {last}" if last else "nothing anchored: an end cut off would not show"
-        )
+        knows = f"the recording knows of rows 1 to {last}: rows cut off after them would not show" if last else NOTHING_KNOWN
+        text = f"whole as far as it goes ({head.rows} rows), but without an end: killed, still running, or cut off; {knows}"
     show(args, facts, text)
-    return SHORT if bad else GOOD
+    # without an end nothing was found wrong, and nobody can say that nothing is missing: neither 0 nor 1 would be true
+    return SHORT if bad else GOOD if ended else WRONG
 
 
 def run_replay(args: argparse.Namespace) -> int:

@@ -47,6 +47,10 @@ MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 
 
+class StartError(Exception):
+    """The session cannot be recorded: nothing was started. The message says where and why."""
+
+
 class Child:
     """Guard or loop: the process and the ring it writes."""
 
@@ -94,8 +98,8 @@ class Daemon:
 
     Raises
     ------
-    JournalError, AuditError
-        The dose journal or the audit's key cannot be used: nothing was started.
+    JournalError, AuditError, StartError
+        The dose journal, the audit's key or the session's folder cannot be used: nothing was started.
     """
 
     GUARD_MODULE, LOOP_MODULE = "controller.guard", "controller.loop"  # the children's programs; a bench starts its own
@@ -106,10 +110,14 @@ class Daemon:
         self.view = settings.guard_view(config)
         key = audit.key(make=True)
         self.journal = Journal(journal or default_path(bed))
-        self.folder = recording.new_folder(Path(config.session.folder), bed)
-        (self.folder / recording.SETTINGS).write_text(config.to_toml())
-        self.recorder = recording.Recorder(self.folder, config)
-        self.audit = audit.Audit(self.folder / recording.AUDIT, key)
+        try:
+            self.folder = recording.new_folder(Path(config.session.folder), bed)
+            (self.folder / recording.SETTINGS).write_text(config.to_toml())
+            self.recorder = recording.Recorder(self.folder, config)
+            self.audit = audit.Audit(self.folder / recording.AUDIT, key)
+        except (OSError, sqlite3.Error) as error:  # no such folder, not ours, full disk
+            self.journal.close()
+            raise StartError(f"no session can be recorded in [session] folder {config.session.folder}: {error}") from None
         self.anchored = audit.Head(0, "")
         self.guard: Child | None = None
         self.loop: Child | None = None

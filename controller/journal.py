@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose
-from controller.audit import state_folder
 from controller.dose import Clock, Dose, Row
 
 if TYPE_CHECKING:
@@ -46,15 +45,24 @@ class JournalError(Exception):
     """The dose is not known, cannot be written, or somebody else writes it; the message names the file and what to do."""
 
 
+class UntrustedError(JournalError):
+    """What is in the file is not what was written, or it is gone: a person who knows the dose may begin anew."""
+
+
 def clock_now() -> Clock:
     """Tell the time."""
     return Clock(Path("/proc/sys/kernel/random/boot_id").read_text().strip(), time.monotonic_ns(), time.time_ns())
 
 
 def default_path(bed: str) -> Path:
-    """Where a bed's journal is, unless somebody says otherwise."""
-    folder = state_folder() / "dose"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """Where a bed's journal is, unless somebody says otherwise. Raises `JournalError` where there is no place for it."""
+    try:
+        folder = audit.state_folder() / "dose"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except audit.AuditError as error:
+        raise JournalError(str(error)) from None
+    except OSError as error:
+        raise JournalError(f"{folder}: cannot be made: {error.strerror}") from None
     return folder / f"{bed}.sqlite"
 
 
@@ -88,17 +96,17 @@ class Journal:
         try:
             try:
                 self._open()
-            except JournalError:
+            except UntrustedError:
                 if not replace_broken:
                     raise
                 self._put_aside()
-                self._open()
+                self._open(anew=True)
         except BaseException:
             os.close(self._lock)
             raise
 
-    def _open(self) -> None:
-        said = os.pread(self._lock, len(IN_USE), 0)
+    def _open(self, anew: bool = False) -> None:
+        said = b"" if anew else os.pread(self._lock, len(IN_USE), 0)
         self._marked = said == IN_USE
         if said and not self.path.exists():
             raise _distrust(self.path, "it is gone, though it was in use")
@@ -120,15 +128,17 @@ class Journal:
                 self._db.close()
                 raise
         except (sqlite3.Error, OSError, UnicodeError) as error:
-            raise _distrust(self.path, str(error)) from None
+            raise _unread(self.path, error) from None
 
     def _put_aside(self) -> None:
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
         self.put_aside = self.path.with_name(f"{self.path.name}.broken-{stamp}")
-        for ending in ("", "-wal", "-shm"):
-            if (was := Path(f"{self.path}{ending}")).exists():
-                was.rename(f"{self.put_aside}{ending}")
-        os.ftruncate(self._lock, 0)
+        try:
+            for ending in ("", "-wal", "-shm"):
+                if (was := Path(f"{self.path}{ending}")).exists():
+                    was.rename(f"{self.put_aside}{ending}")
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be put aside: {error.strerror}") from None
 
     def _mark(self) -> None:
         """From now on an empty or missing file, or one without a head, is a loss."""
@@ -241,7 +251,7 @@ class Journal:
 def _key(path: Path, make: bool = False) -> bytes:
     try:
         return audit.key(make)
-    except (audit.KeyMissingError, OSError) as error:
+    except audit.AuditError as error:
         raise JournalError(f"{path}: nobody can say whether it is whole: {error}") from None
 
 
@@ -270,7 +280,7 @@ def look(path: Path) -> tuple[list[Row], bool]:
         finally:
             db.close()
     except (sqlite3.Error, OSError, UnicodeError) as error:
-        raise _distrust(path, str(error)) from None
+        raise _unread(path, error) from None
 
 
 def _lock(path: Path, patience_s: float = LOCK_S) -> int:
@@ -347,8 +357,16 @@ def _digest(values: tuple[object, ...]) -> str:
     return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=12).hexdigest()
 
 
-def _distrust(path: Path, why: str) -> JournalError:
-    return JournalError(
+def _unread(path: Path, error: Exception) -> JournalError:
+    """A disk that is full or away says nothing against the file."""
+    disk = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in disk:
+        return JournalError(f"{path}: the dose journal cannot be opened: {error}. Nothing starts without it: is the disk full, or away?")
+    return _distrust(path, str(error))
+
+
+def _distrust(path: Path, why: str) -> UntrustedError:
+    return UntrustedError(
         f"{path}: the dose of the last 24 h is not known: {why}. Nothing starts with it. When it is known that nobody was stimulated "
         f"meanwhile, or for another patient: calmloop dose --journal '{path}' --reset 'REASON' (what is left of the file is kept beside it)"
     )

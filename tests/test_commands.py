@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from controller import __main__ as cli
+from controller import audit
 from controller.journal import Journal, default_path
 from tests.rig import GuardRig
 
@@ -188,6 +189,32 @@ def test_a_settings_file_has_its_limit_of_size_also_in_a_pipe(tmp_path):
     endless.wait(10)
     assert answer.returncode == 2
     assert "/dev/stdin: is larger than 1000000 bytes" in answer.stderr
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/dev/null", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_said_in_words_and_nothing_starts(folder, tmp_path):
+    path = tmp_path / "bed.toml"
+    path.write_text((ROOT / "config" / "demo.toml").read_text().replace('folder = "sessions"', f'folder = "{folder}"'))
+    assert f'folder = "{folder}"' in path.read_text()
+    answer = calmloop("run", str(path))
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"no session can be recorded in [session] folder {folder}: ")
+    assert len(answer.stderr.splitlines()) == 1
+    for command in (["run", "config/demo.toml"], ["dose"], ["dose", "--reset", "a new patient"]):
+        answer = calmloop(*command, CALMLOOP_STATE_DIR=folder)
+        assert answer.returncode == 2
+        assert f"the state folder {folder} cannot be made" in answer.stderr + answer.stdout
+        assert "Traceback" not in answer.stderr
+
+
+def test_a_disk_that_does_not_take_the_key_is_said_in_words_and_leaves_nothing_behind(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(audit.AuditError, match=r"audit\.key: No space left on device"):
+        audit.key(make=True)
+    assert list(audit.state_folder().iterdir()) == []
 
 
 def test_replay_of_a_file_prints_its_settings_and_detections(tmp_path):

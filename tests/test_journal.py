@@ -644,6 +644,35 @@ def test_a_full_disk_is_an_error_and_the_dose_so_far_stays(path, world):
     assert journal.summary()["assumed_trains"] == 2
 
 
+def test_a_reset_that_the_disk_does_not_take_leaves_the_journal_as_it_was(path, world, monkeypatch):
+    """A full disk says nothing against the file: it must not be put aside for it, or the next start would find no dose."""
+    used(path, world)
+    was = path.read_bytes()
+
+    def full(*_, **__):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(JournalError, match=r"cannot be opened: database or disk is full.*is the disk full, or away\?"):
+        Journal(path, world.clock, replace_broken=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == was
+    assert list(path.parent.glob("*.broken-*")) == []
+
+
+@pytest.mark.safety("A10")
+def test_a_reset_that_fails_half_way_is_no_dose_of_zero(path, world, monkeypatch):
+    used(path, world)
+    empty(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "reset", lambda *_: (_ for _ in ()).throw(JournalError("disk full")))
+        assert cli.main(["dose", "--journal", str(path), "--reset", "a new patient"]) == 2
+    with pytest.raises(JournalError, match="is not known"):
+        Journal(path, world.clock)
+
+
 def test_a_folder_that_is_none_is_said_in_words(tmp_path, world):
     (tmp_path / "file").write_text("")
     with pytest.raises(JournalError, match="lock"):
