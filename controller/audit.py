@@ -199,6 +199,14 @@ def ends_with(path: Path) -> str:
     return next((str(row[3]) for row in reversed(_rows(path))), "")
 
 
+def details(path: Path, what: str) -> list[dict[str, Any]]:
+    """What the rows of one kind say, unverified. Raises `AuditError`."""
+    try:
+        return [dict(json.loads(row[4])) for row in _rows(path) if row[3] == what]
+    except (ValueError, TypeError) as error:
+        raise AuditError(f"{path} cannot be read as an audit: {error}") from None
+
+
 def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[Head, BadRow | None]:
     """Look for the first row that was edited, deleted, inserted, cut off or rewritten.
 

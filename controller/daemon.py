@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
-from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
+from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -110,6 +110,9 @@ class Daemon:
         self.view = settings.guard_view(config)
         key = audit.key(make=True)
         self.journal = Journal(journal or default_path(bed))
+        if not self.journal.rows and (session := earlier_session(Path(config.session.folder), self.journal.path)):
+            self.journal.close()
+            raise distrust(self.journal.path, f"it is gone, though {session} wrote to it within 24 h")
         try:
             self.folder = recording.new_folder(Path(config.session.folder), bed)
             (self.folder / recording.SETTINGS).write_text(config.to_toml())
@@ -195,8 +198,8 @@ class Daemon:
         if self.journal.begin(self.folder.name, dose.worst_train(self.view)):
             self.tell(f"the last session of this bed had no clean end: {ASSUMED_TRAINS} trains are added to its dose, which goes on")
         digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()
-        config = self.config.model_dump(mode="json")
-        self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), dose=self.see_dose())
+        config, where = self.config.model_dump(mode="json"), {"journal": str(self.journal.path.resolve())}
+        self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), **where, dose=self.see_dose())
         self.start_guard()
         self.start_loop()
 
@@ -488,6 +491,18 @@ class Daemon:
         ]
         width = shutil.get_terminal_size().columns - 1
         self.tell("  ".join(part for part in parts if part)[:width], end="")
+
+
+def earlier_session(folder: Path, journal: Path) -> Path | None:
+    """A session that put its dose into this journal less than a day ago, as its audit says."""
+    for path in folder.glob(f"*/{recording.AUDIT}"):
+        try:
+            young = time.time() - (path.parent / recording.SIGNALS).stat().st_mtime < dose.DAY / 1e9  # written each second
+            if young and any(row.get("journal") == str(journal.resolve()) for row in audit.details(path, "session")):
+                return path.parent
+        except (OSError, audit.AuditError):
+            continue  # tells nothing
+    return None
 
 
 class Speaker:

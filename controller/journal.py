@@ -109,7 +109,7 @@ class Journal:
         said = b"" if anew else os.pread(self._lock, len(IN_USE), 0)
         self._marked = said == IN_USE
         if said and not self.path.exists():
-            raise _distrust(self.path, "it is gone, though it was in use")
+            raise distrust(self.path, "it is gone, though it was in use")
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None)
             try:
@@ -309,14 +309,14 @@ def _read(path: Path, db: sqlite3.Connection, key: bytes, said: bytes) -> tuple[
     """
     checked = [str(row[0]) for row in db.execute("PRAGMA quick_check")]
     if checked != ["ok"]:
-        raise _distrust(path, checked[0].splitlines()[-1])
+        raise distrust(path, checked[0].splitlines()[-1])
     rows: list[Row] = []
     digests: list[str] = []
     first = 1
     for number, *values, digest in db.execute(f"SELECT {_COLUMNS} FROM dose ORDER BY id"):
         first = first if rows else number
         if number != first + len(rows) or _digest((number, *values)) != digest:
-            raise _distrust(path, f"row {number} is not what was written, or rows before it are missing")
+            raise distrust(path, f"row {number} is not what was written, or rows before it are missing")
         boot, monotonic, utc, kind, detail = values
         rows.append(Row(Clock(boot, monotonic, utc), kind, json.loads(detail)))
         digests.append(digest)
@@ -324,11 +324,11 @@ def _read(path: Path, db: sqlite3.Connection, key: bytes, said: bytes) -> tuple[
     has_table = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'head'").fetchone()
     head = db.execute("SELECT first, rows, key, hmac FROM head").fetchone() if has_table else None
     if head and (why := _unlike(head, first, len(rows), key, seal)):
-        raise _distrust(path, why)
+        raise distrust(path, why)
     if said and not rows:
-        raise _distrust(path, "it is empty, though it was in use")
+        raise distrust(path, "it is empty, though it was in use")
     if not head and (said == IN_USE or (rows and not said)):
-        raise _distrust(path, "its head is missing, which says how many rows there are")
+        raise distrust(path, "its head is missing, which says how many rows there are")
     return first, rows, seal, head is not None
 
 
@@ -362,10 +362,11 @@ def _unread(path: Path, error: Exception) -> JournalError:
     disk = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
     if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in disk:
         return JournalError(f"{path}: the dose journal cannot be opened: {error}. Nothing starts without it: is the disk full, or away?")
-    return _distrust(path, str(error))
+    return distrust(path, str(error))
 
 
-def _distrust(path: Path, why: str) -> UntrustedError:
+def distrust(path: Path, why: str) -> UntrustedError:
+    """What to raise where a journal's dose is not to be believed, with the way out."""
     return UntrustedError(
         f"{path}: the dose of the last 24 h is not known: {why}. Nothing starts with it. When it is known that nobody was stimulated "
         f"meanwhile, or for another patient: calmloop dose --journal '{path}' --reset 'REASON' (what is left of the file is kept beside it)"

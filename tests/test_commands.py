@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from controller import __main__ as cli
 from controller import audit
+from controller.doctor import _listed
 from controller.journal import Journal, default_path
 from tests.rig import GuardRig
 
@@ -236,6 +238,23 @@ def test_replay_of_rubbish_names_the_file(tmp_path):
     assert answer.returncode == 2
     assert "rec.mat" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(("cpus", "missing"), [("[1000]", "[1000] of [1000]"), ("[0, 1000]", "[1000] of [0, 1000]"), ("[0]", "")])
+def test_doctor_names_processors_that_this_machine_does_not_have(cpus, missing, tmp_path):
+    path = tmp_path / "bed.toml"
+    text = re.sub(r"(?m)^cpus = .*$", "", (ROOT / "config" / "demo.toml").read_text())
+    path.write_text(text.replace("[realtime]", f"[realtime]\ncpus = {cpus}"))
+    rows = {row["what"]: row for row in json.loads(calmloop("doctor", str(path), "--json").stdout)["checks"]}
+    row = rows["[realtime] cpus"]
+    assert row["ok"] == (not missing)
+    assert row["needed"]
+    assert missing in row["fact"]
+
+
+def test_the_kernels_list_of_processors_is_read():
+    assert _listed("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert _listed("0\n") == {0}
 
 
 def test_doctor_names_what_is_missing():

@@ -106,6 +106,30 @@ def test_rows_are_durable_when_audit_journal_and_recording_have_them(bed):
     db.close()
 
 
+@pytest.mark.safety("A10", "F8")
+def test_a_journal_that_went_with_its_lock_is_missed_by_the_sessions_that_wrote_to_it(tmp_path):
+    d = make(tmp_path)
+    d.guard.put("OFF", "session ended")
+    d.end()
+    path = d.journal.path
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    with pytest.raises(JournalError, match=f"it is gone, though {d.folder} wrote to it within 24 h.*--reset"):
+        make(tmp_path)
+    signals = d.folder / recording.SIGNALS
+    day_before = time.time() - 86_401
+    os.utime(signals, (day_before, day_before))
+    again = make(tmp_path)
+    again.guard.put("OFF", "session ended")
+    again.end()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    assert cli.main(["dose", "--journal", str(path), "--reset", "nobody was stimulated"]) == 0  # the way out
+    last = make(tmp_path)
+    last.guard.put("OFF", "session ended")
+    last.end()
+
+
 @pytest.mark.parametrize("broken", ["audit", "journal", "recorder"])
 @pytest.mark.safety("A10", "G7")
 def test_a_disk_that_does_not_take_the_rows_makes_nothing_durable_and_ends_the_session_unclean(bed, broken, monkeypatch):
