@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 BOX_S = 0.8  # guard waits half a second for a stimulator to confirm a stop
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
+DEFAULT_BED = "bed"
+NOTHING_KNOWN = "the recording knows of no row: rows cut off at the end would not show"
+BED_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,40}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +64,11 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--stimulator", metavar="NAME", help="another virtual stimulator than the settings' (default: rehamove3)")
     demo.add_argument("--config", default=None, help="settings (default: the demo's own)")
     demo.add_argument("--sessions", default=None, help="folder for the session (default: as the settings say)")
-    demo.add_argument("--bed", default=None, help="name of the control socket (default demo-PID)")
+    demo.add_argument("--bed", type=bed_name, default=None, help="name of the control socket (default demo-PID)")
 
     run = add("run", run_run, "bedside daemon: listens, guards, records")
     run.add_argument("config", help="settings file")
-    run.add_argument("--bed", default="bed", help="name of the control socket (default bed)")
+    run.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="name of the control socket (default bed)")
     run.add_argument("--journal", type=Path, default=None, help="file of the dose journal (default: the bed's own, in the state folder)")
     run.add_argument("--lifeline", action="store_true", help="end when standard input ends, for programs that start a daemon")
 
@@ -88,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = add(name, run_person, text)
         sub.set_defaults(do=name)
-        sub.add_argument("--bed", default=None, help="which bed, where several are running")
+        sub.add_argument("--bed", type=bed_name, default=None, help="which bed, where several are running")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
             sub.add_argument(
@@ -98,13 +103,15 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("reason", help="why it is safe to go on, in words")
 
     dose = add("dose", run_dose, "what the bed's patient was given, in this session and in 24 h")
-    dose.add_argument("--bed", default="bed", help="whose journal (default bed)")
+    dose.add_argument("--bed", type=bed_name, help="whose journal (default: of the one bed that is running; where none is, bed)")
     dose.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     dose.add_argument("--reset", metavar="REASON", help="count anew: a new patient is in the bed; only while no daemon holds the journal")
 
     audit = commands.add_parser("audit", help="look for the first row that was changed, deleted, cut off or rewritten")
     audits = audit.add_subparsers(required=True, metavar="COMMAND")
-    verify = audits.add_parser("verify", help="exit code 0: whole, 1: not, 2: cannot be told here", description=audit.description)
+    verify = audits.add_parser(
+        "verify", help="exit code 0: whole, 1: not, 2: cannot be told (no end, or not here)", description=audit.description
+    )
     verify.add_argument("session", type=Path, help="folder of the session")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(run=run_audit_verify)
@@ -145,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--config", help="settings file with the prescription")
     test.add_argument("--pulse", action="store_true", help="give one pulse of the button's train: the smallest step of the box's current")
     test.add_argument("--electrodes-checked", action="store_true", help="you have looked at patient, skin and pads (else you are asked)")
-    test.add_argument("--bed", default="bed", help="in whose dose journal the pulse counts (default bed)")
+    test.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="in whose dose journal the pulse counts (default bed)")
     test.add_argument("--journal", type=Path, default=None, help="another file of a dose journal")
     test.add_argument("--json", action="store_true", help="print one JSON object")
     test.set_defaults(run=run_stimulator_test)
@@ -169,6 +176,13 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
     bench.set_defaults(run=run_bench, json=False)
     return p
+
+
+def bed_name(text: str) -> str:
+    """A bed's name as it was given: it becomes the name of a socket, of a journal and of a part of each session's folder."""
+    if not BED_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} must be 1 to 40 letters (a to z), digits, '.', '_' or '-', not beginning with '.'")
+    return text
 
 
 def show(args: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
@@ -270,6 +284,15 @@ def looked_at(args: argparse.Namespace, lines: list[str]) -> int:
     return GOOD
 
 
+def the_bed() -> str:
+    """The one bed that is running; where none is, the name that a bed has by default."""
+    answers, gone = messages.ask_all(messages.beds(), {"do": "status"})
+    names = sorted([*answers, *(bed for bed, why in gone.items() if "DID NOT ANSWER" in why)])
+    if len(names) > 1:
+        raise messages.NoBedError(f"{len(names)} beds are running ({', '.join(names)}): say which with --bed")
+    return names[0] if names else DEFAULT_BED
+
+
 def answers_status(bed: str) -> bool:
     """Whether somebody serves this bed."""
     try:
@@ -288,7 +311,10 @@ def describe(answer: dict[str, Any]) -> str:
         words.append(f"the stimulator did not confirm the stop: {BY_HAND}")
     if "daemon" in answer:
         words.append(f"loop {answer['loop']}, {'data ok' if answer['data_ok'] else 'NO DATA'}")
-        words.append(f"{answer['pulses']} pulses, {answer['charge_uc'] / 1000:.2f} mC, {answer['on_time_s']:.1f} s of stimulation")
+        given = answer["dose"]["session"]  # from the journal, so it goes on over a guard that was started again
+        words.append(
+            f"this session: {given['on_ns'] / 1e9:.1f} s of stimulation, {given['pulses']} pulses, {given['charge_nc'] / 1e6:.2f} mC"
+        )
         daemon = answer["daemon"]
         if daemon is None:
             words.append("daemon: unknown (its report is older than 1 s)")
@@ -341,7 +367,7 @@ def run_run(args: argparse.Namespace) -> int:
 
     try:
         bedside = daemon.Daemon(settings.load(args.config), args.bed, daemon.Speaker(), args.lifeline, args.journal)
-    except (settings.SettingsError, AuditError, JournalError) as error:
+    except (settings.SettingsError, AuditError, JournalError, daemon.StartError) as error:
         print(error, file=sys.stderr)
         return WRONG
     return bedside.run()
@@ -359,7 +385,7 @@ def run_check(args: argparse.Namespace) -> int:
         else:
             print(error, file=sys.stderr)
         return WRONG
-    show(args, {"ok": True, **settings.summary(config)}, settings.check(args.config))
+    show(args, {"ok": True, **settings.summary(config)}, settings.sentences(config, args.config))
     return GOOD
 
 
@@ -373,25 +399,26 @@ def run_simulate(args: argparse.Namespace) -> int:
 def run_dose(args: argparse.Namespace) -> int:
     """The dose journal, to read or to reset."""
     from controller import dose
-    from controller.journal import Journal, JournalError, clock_now, default_path, look
+    from controller.journal import ADOPTED, Journal, JournalError, clock_now, default_path, look
 
-    path = args.journal or default_path(args.bed)
-    put_aside = None
+    bed = args.bed or the_bed()
+    running = messages.daemon_status(bed)
+    done = []
     try:
+        path = args.journal or (Path(running["journal"]) if running else default_path(bed))
         if args.reset is not None:
             if not args.reset.strip():
                 raise JournalError("--reset needs a reason in words")
-            journal = Journal(path, replace_broken=True)
-            journal.reset(args.reset, messages.user())
-            put_aside = journal.put_aside
-            journal.close()
+            with closing(Journal(path, replace_broken=True)) as journal:
+                journal.reset(args.reset, messages.user())
+            done += [f"the file that could not be trusted is now {journal.put_aside}"] if journal.put_aside else []
+            done += [ADOPTED.format(journal.adopted)] if journal.adopted else []
         rows, held = look(path)
     except JournalError as error:
         show(args, {"ok": False, "error": str(error)}, str(error))
         return WRONG
     facts = dose.summary(rows, clock_now()) | {"journal": str(path), "daemon": held, "unclean_end": dose.is_open(rows) and not held}
-    lines = [f"the file that could not be trusted is now {put_aside}"] if put_aside else []
-    show(args, {"ok": True, **facts}, "\n".join([*lines, *dose_words(facts)]))
+    show(args, {"ok": True, **facts}, "\n".join([*done, *dose_words(facts)]))
     return GOOD
 
 
@@ -419,22 +446,27 @@ def run_audit_verify(args: argparse.Namespace) -> int:
     from controller import audit, recording
     from drivers.base import FileFormatError
 
+    path = args.session / recording.AUDIT
     try:
-        anchors = recording.load(args.session).anchors()
-        head, bad = audit.verify(args.session / recording.AUDIT, audit.key(), anchors)
+        session = recording.load(args.session)
+        anchors = session.anchors()
+        head, bad = audit.verify(path, audit.key(), anchors)
+        ended = session.end is not None and audit.ends_with(path) == recording.END
     except (FileFormatError, audit.AuditError) as error:
         show(args, {"ok": False, "error": str(error)}, f"cannot be verified here: {error}")
         return WRONG
     last = anchors[-1].rows if anchors else 0
-    facts = {"ok": bad is None, **head._asdict(), "anchored_rows": last, "first_bad_row": bad and bad._asdict()}
+    facts = {"ok": ended and not bad, "ended": ended, **head._asdict(), "anchored_rows": last, "first_bad_row": bad and bad._asdict()}
     if bad:
         text = f"NOT WHOLE: row {bad.row} {bad.why} ({head.rows} rows are there)"
+    elif ended:
+        text = f"whole: {head.rows} rows, head {head.hmac}; audit and recording both have their end, and the recording names the last row"
     else:
-        text = f"whole: {head.rows} rows, head {head.hmac}; " + (
-            f"anchored up to row {last}" if last else "nothing anchored: an end cut off would not show"
-        )
+        knows = f"the recording knows of rows 1 to {last}: rows cut off after them would not show" if last else NOTHING_KNOWN
+        text = f"whole as far as it goes ({head.rows} rows), but without an end: killed, still running, or cut off; {knows}"
     show(args, facts, text)
-    return SHORT if bad else GOOD
+    # without an end nothing was found wrong, and nobody can say that nothing is missing: neither 0 nor 1 would be true
+    return SHORT if bad else GOOD if ended else WRONG
 
 
 def run_replay(args: argparse.Namespace) -> int:

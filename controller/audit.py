@@ -45,11 +45,20 @@ class Head(NamedTuple):
 
 
 def state_folder() -> Path:
-    """Where this user's key and dose journals are, private to the user and outside of every session."""
+    """Where this user's key and dose journals are, private to the user and outside of every session.
+
+    Raises
+    ------
+    AuditError
+        It cannot be made.
+    """
     given = os.environ.get("CALMLOOP_STATE_DIR")
     base = os.environ.get("XDG_STATE_HOME")
     folder = Path(given) if given else (Path(base) if base else Path.home() / ".local" / "state") / "calmloop"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise AuditError(f"the state folder {folder} cannot be made: {error.strerror}") from None
     return folder
 
 
@@ -64,12 +73,28 @@ def key(make: bool = False) -> bytes:
     Raises
     ------
     KeyMissingError
-        There is none, or it can be read by others.
+        There is none, it cannot be made, or it can be read by others.
+    AuditError
+        There is no folder for it.
     """
     path = state_folder() / "audit.key"
-    if make and not path.exists():
-        partial = path.with_suffix(f".{os.getpid()}")
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        if make and not path.exists():
+            _make_key(path)
+        if path.stat().st_mode & 0o077:
+            raise KeyMissingError(f"{path} can be read by others: chmod 600 it, and look at who may have read it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise KeyMissingError(f"the audit's key {path}: {error.strerror}") from None
+    if len(data) != KEY_BYTES:
+        raise KeyMissingError(f"{path} must hold {KEY_BYTES} bytes, it holds {len(data)}")
+    return data
+
+
+def _make_key(path: Path) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
         try:
             os.write(fd, secrets.token_bytes(KEY_BYTES))
             os.fsync(fd)
@@ -79,16 +104,8 @@ def key(make: bool = False) -> bytes:
             os.link(partial, path)  # whoever comes first has made it
         except FileExistsError:
             pass
+    finally:
         partial.unlink()
-    try:
-        if path.stat().st_mode & 0o077:
-            raise KeyMissingError(f"{path} can be read by others: chmod 600 it, and look at who may have read it")
-        data = path.read_bytes()
-    except OSError as error:
-        raise KeyMissingError(f"the audit's key {path}: {error.strerror}") from None
-    if len(data) != KEY_BYTES:
-        raise KeyMissingError(f"{path} must hold {KEY_BYTES} bytes, it holds {len(data)}")
-    return data
 
 
 def key_name(key: bytes) -> str:
@@ -163,6 +180,33 @@ class BadRow(NamedTuple):
     why: str
 
 
+def _rows(path: Path) -> list[tuple[Any, ...]]:
+    """Everything as it stands there. Raises `AuditError`."""
+    db = None
+    try:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        db.text_factory = lambda data: data.decode(errors="replace")  # broken text is a row that does not fit, not an unreadable file
+        return db.execute("SELECT id, utc, monotonic_ns, what, detail, hmac FROM audit ORDER BY id").fetchall()
+    except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: a schema that is no text
+        raise AuditError(f"{path} cannot be read as an audit: {error}") from None
+    finally:
+        if db:
+            db.close()
+
+
+def ends_with(path: Path) -> str:
+    """What the last row tells of; empty = there is none. Raises `AuditError`."""
+    return next((str(row[3]) for row in reversed(_rows(path))), "")
+
+
+def details(path: Path, what: str) -> list[dict[str, Any]]:
+    """What the rows of one kind say, unverified. Raises `AuditError`."""
+    try:
+        return [dict(json.loads(row[4])) for row in _rows(path) if row[3] == what]
+    except (ValueError, TypeError) as error:
+        raise AuditError(f"{path} cannot be read as an audit: {error}") from None
+
+
 def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[Head, BadRow | None]:
     """Look for the first row that was edited, deleted, inserted, cut off or rewritten.
 
@@ -183,16 +227,7 @@ def verify(path: Path, key: bytes, anchors: Iterable[Head] = ()) -> tuple[Head, 
     AuditError
         The file is no audit; KeyMissingError: it was made with another key.
     """
-    db = None
-    try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        db.text_factory = lambda data: data.decode(errors="replace")  # broken text is a row that does not fit, not an unreadable file
-        rows = db.execute("SELECT id, utc, monotonic_ns, what, detail, hmac FROM audit ORDER BY id").fetchall()
-    except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: a schema that is no text
-        raise AuditError(f"{path} cannot be read as an audit: {error}") from None
-    finally:
-        if db:
-            db.close()
+    rows = _rows(path)
     head = Head(len(rows), str(rows[-1][-1]) if rows else "")
     anchored = {anchor.rows: anchor.hmac for anchor in anchors}
     before = ""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES
-from controller.journal import ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path
+from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -45,6 +45,10 @@ MAX_RESTARTS_A_MINUTE = 5
 RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
+
+
+class StartError(Exception):
+    """The session cannot be recorded: nothing was started. The message says where and why."""
 
 
 class Child:
@@ -94,8 +98,8 @@ class Daemon:
 
     Raises
     ------
-    JournalError, AuditError
-        The dose journal or the audit's key cannot be used: nothing was started.
+    JournalError, AuditError, StartError
+        The dose journal, the audit's key or the session's folder cannot be used: nothing was started.
     """
 
     GUARD_MODULE, LOOP_MODULE = "controller.guard", "controller.loop"  # the children's programs; a bench starts its own
@@ -106,10 +110,17 @@ class Daemon:
         self.view = settings.guard_view(config)
         key = audit.key(make=True)
         self.journal = Journal(journal or default_path(bed))
-        self.folder = recording.new_folder(Path(config.session.folder), bed)
-        (self.folder / recording.SETTINGS).write_text(config.to_toml())
-        self.recorder = recording.Recorder(self.folder, config)
-        self.audit = audit.Audit(self.folder / recording.AUDIT, key)
+        if not self.journal.rows and (session := earlier_session(Path(config.session.folder), self.journal.path)):
+            self.journal.close()
+            raise distrust(self.journal.path, f"it is gone, though {session} wrote to it within 24 h")
+        try:
+            self.folder = recording.new_folder(Path(config.session.folder), bed)
+            (self.folder / recording.SETTINGS).write_text(config.to_toml())
+            self.recorder = recording.Recorder(self.folder, config)
+            self.audit = audit.Audit(self.folder / recording.AUDIT, key)
+        except (OSError, sqlite3.Error) as error:  # no such folder, not ours, full disk
+            self.journal.close()
+            raise StartError(f"no session can be recorded in [session] folder {config.session.folder}: {error}") from None
         self.anchored = audit.Head(0, "")
         self.guard: Child | None = None
         self.loop: Child | None = None
@@ -182,11 +193,14 @@ class Daemon:
     def begin(self) -> None:
         """The session's first notes, then guard and loop."""
         messages.status_path(self.bed).unlink(missing_ok=True)  # what a daemon that was killed said last is not ours
+        if self.journal.adopted:
+            self.tell(ADOPTED.format(self.journal.adopted))
+            self.note("dose journal adopted", rows=self.journal.adopted)
         if self.journal.begin(self.folder.name, dose.worst_train(self.view)):
             self.tell(f"the last session of this bed had no clean end: {ASSUMED_TRAINS} trains are added to its dose, which goes on")
         digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()
-        config = self.config.model_dump(mode="json")
-        self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), dose=self.see_dose())
+        config, where = self.config.model_dump(mode="json"), {"journal": str(self.journal.path.resolve())}
+        self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), **where, dose=self.see_dose())
         self.start_guard()
         self.start_loop()
 
@@ -485,6 +499,18 @@ class Daemon:
         ]
         width = shutil.get_terminal_size().columns - 1
         self.tell("  ".join(part for part in parts if part)[:width], end="")
+
+
+def earlier_session(folder: Path, journal: Path) -> Path | None:
+    """A session that put its dose into this journal less than a day ago, as its audit says."""
+    for path in folder.glob(f"*/{recording.AUDIT}"):
+        try:
+            young = time.time() - (path.parent / recording.SIGNALS).stat().st_mtime < dose.DAY / 1e9  # written each second
+            if young and any(row.get("journal") == str(journal.resolve()) for row in audit.details(path, "session")):
+                return path.parent
+        except (OSError, audit.AuditError):
+            continue  # tells nothing
+    return None
 
 
 class Speaker:

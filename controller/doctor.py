@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
+
+ONLINE = Path("/sys/devices/system/cpu/online")
 
 
 def checks(config_path: str | None) -> list[dict[str, Any]]:
@@ -66,6 +69,8 @@ def _bed(row: Any, config_path: str) -> None:
         row(config_path, False, str(error), f"see: calmloop check {config_path}")
         return
     row(config_path, True, "sound")
+    if config.realtime.cpus:
+        _cpus(row, config.realtime.cpus)
     _port(row, config.stimulator.driver, config.stimulator.port)
     folder = Path(config.session.folder)
     nearest = folder if folder.is_dir() else folder.absolute().parent
@@ -91,6 +96,20 @@ def _bed(row: Any, config_path: str) -> None:
             )
         except DriverError as error:
             row(f"[{name}] stream {wanted.stream_name!r}", False, str(error), "start the amplifier's LSL stream, or correct the settings")
+
+
+def _cpus(row: Any, wanted: Sequence[int]) -> None:
+    """The kernel quietly leaves out those of a list that are not there, and refuses a list of none."""
+    here = _listed(ONLINE.read_text())
+    missing = [cpu for cpu in wanted if cpu not in here]
+    fact = f"{missing} of {list(wanted)} are not there; this machine has {sorted(here)}" if missing else f"{list(wanted)} are there"
+    row("[realtime] cpus", not missing, fact, "name processors that this machine has, or none for all")
+
+
+def _listed(text: str) -> set[int]:
+    """The numbers of a kernel's list such as "0-3,8"."""
+    ends = [part.split("-") for part in text.strip().split(",")]
+    return {cpu for first, *last in ends for cpu in range(int(first), int(last[0] if last else first) + 1)}
 
 
 def _port(row: Any, driver: str, port: str) -> None:

@@ -336,8 +336,8 @@ class Guard:
                 self.stimulator.open()
                 self.check.learn(self.stimulator.prepare([pulse_train(train) for train in self.trains.values()]))
                 self.identity = self.stimulator.identify()
-                if self.serial and self.serial not in self.identity.split():
-                    raise DeviceMismatchError(f"{self.identity} is there, the settings want the one with the number {self.serial} [E6]")
+                if why := another_box(self.identity, self.serial):
+                    raise DeviceMismatchError(why)
                 self.open_problem = None
             except DriverError as error:
                 self.stimulator.close()
@@ -614,6 +614,16 @@ class Guard:
 def printable(text: str) -> str:
     """What strangers write stands on screens and in logs: nothing that moves a cursor, breaks a line or cannot be encoded."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def another_box(identity: str, serial: str) -> str:
+    """Why "model serial firmware" is not the box that the settings name, or not known to be; empty = it is, or any will do."""
+    number = identity.split()[-2]
+    if serial in ("", number):
+        return ""
+    if number == "-":
+        return f"{identity.split()[0]} says no number: it may be {serial} or not; leave [stimulator] serial empty, and look at the box [E6]"
+    return f"{identity} is there, the settings want the one with the number {serial} [E6]"
 
 
 def whole(command: dict[str, Any], name: str) -> int:

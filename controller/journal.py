@@ -3,12 +3,17 @@
 One SQLite file per bed, WAL with synchronous=FULL, moved into the file at each commit, so that a lost WAL costs one commit at most. Guard
 begins a train only while at most one earlier train is not on the disk yet; what an unclean end can hide is therefore two trains, and as
 much is assumed at the next start. A file that cannot be trusted, or is gone, is no dose of zero: nothing starts. Daemon only.
+
+Each row carries a digest of itself. That none was cut off, at either end, says the head: number of the first row, how many there are, and
+an HMAC over all their digests with the audit's key, written in the same transaction as the rows. The file beside the journal, which is
+its lock, remembers that the journal is in use and has a head.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import sqlite3
@@ -16,8 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controller import dose
-from controller.audit import state_folder
+from controller import audit, dose
 from controller.dose import Clock, Dose, Row
 
 if TYPE_CHECKING:
@@ -31,10 +35,18 @@ _COLUMNS = "id, boot, monotonic_ns, utc_ns, kind, detail, digest"
 _TABLE = """CREATE TABLE IF NOT EXISTS dose (
     id INTEGER PRIMARY KEY, boot TEXT NOT NULL, monotonic_ns INTEGER NOT NULL, utc_ns INTEGER NOT NULL,
     kind TEXT NOT NULL, detail TEXT NOT NULL, digest TEXT NOT NULL)"""
+_HEAD_TABLE = """CREATE TABLE IF NOT EXISTS head (
+    id INTEGER PRIMARY KEY CHECK (id = 1), first INTEGER NOT NULL, rows INTEGER NOT NULL, key TEXT NOT NULL, hmac TEXT NOT NULL)"""
+ADOPTED = "the dose journal is from before it had a head: its {} rows are taken as they stand, this once"
+IN_USE = b"in use, with a head\n"  # what the lock says of the journal beside it; "in use" alone: from before there were heads
 
 
 class JournalError(Exception):
     """The dose is not known, cannot be written, or somebody else writes it; the message names the file and what to do."""
+
+
+class UntrustedError(JournalError):
+    """What is in the file is not what was written, or it is gone: a person who knows the dose may begin anew."""
 
 
 def clock_now() -> Clock:
@@ -43,9 +55,14 @@ def clock_now() -> Clock:
 
 
 def default_path(bed: str) -> Path:
-    """Where a bed's journal is, unless somebody says otherwise."""
-    folder = state_folder() / "dose"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """Where a bed's journal is, unless somebody says otherwise. Raises `JournalError` where there is no place for it."""
+    try:
+        folder = audit.state_folder() / "dose"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except audit.AuditError as error:
+        raise JournalError(str(error)) from None
+    except OSError as error:
+        raise JournalError(f"{folder}: cannot be made: {error.strerror}") from None
     return folder / f"{bed}.sqlite"
 
 
@@ -59,32 +76,40 @@ class Journal:
     replace_broken : bool
         Put a file that cannot be trusted aside and begin anew: only a person who knows the dose may say so.
 
+    Attributes
+    ----------
+    adopted : int
+        How many rows were taken as they stood, since the journal is from before there were heads; once in its life.
+
     Raises
     ------
     JournalError
-        Another daemon holds it, or it cannot be trusted.
+        Another daemon holds it, it cannot be trusted, or the audit's key cannot be had.
     """
 
     def __init__(self, path: Path, clock: Callable[[], Clock] = clock_now, replace_broken: bool = False) -> None:
         self.path, self._clock = path, clock
         self.put_aside: Path | None = None
+        self.adopted = 0
+        self._key = _key(path, make=True)
         self._lock = _lock(path)
         try:
             try:
                 self._open()
-            except JournalError:
+            except UntrustedError:
                 if not replace_broken:
                     raise
                 self._put_aside()
-                self._open()
+                self._open(anew=True)
         except BaseException:
             os.close(self._lock)
             raise
 
-    def _open(self) -> None:
-        used = os.fstat(self._lock).st_size > 0
-        if used and not self.path.exists():
-            raise _distrust(self.path, "it is gone, though it was in use")
+    def _open(self, anew: bool = False) -> None:
+        said = b"" if anew else os.pread(self._lock, len(IN_USE), 0)
+        self._marked = said == IN_USE
+        if said and not self.path.exists():
+            raise distrust(self.path, "it is gone, though it was in use")
         try:
             self._db = sqlite3.connect(self.path, isolation_level=None)
             try:
@@ -92,32 +117,43 @@ class Journal:
                     self._db.execute(f"PRAGMA {pragma}")
                 self.path.chmod(0o600)
                 self._db.execute(_TABLE)
-                self._first, self.rows = _read(self.path, self._db)
+                self._db.execute(_HEAD_TABLE)
+                self._first, self.rows, self._seal, headed = _read(self.path, self._db, self._key, said)
                 self.lockout = dose.lockout_of(self.rows)
-                if used and not self.rows:
-                    raise _distrust(self.path, "it is empty, though it was in use")
+                if self.rows and not headed:
+                    self._write_head(self._first, len(self.rows), self._seal)
+                    self._mark()
+                    self.adopted = len(self.rows)
             except BaseException:
                 self._db.close()
                 raise
         except (sqlite3.Error, OSError, UnicodeError) as error:
-            raise _distrust(self.path, str(error)) from None
+            raise _unread(self.path, error) from None
 
     def _put_aside(self) -> None:
         stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
         self.put_aside = self.path.with_name(f"{self.path.name}.broken-{stamp}")
-        for ending in ("", "-wal", "-shm"):
-            if (was := Path(f"{self.path}{ending}")).exists():
-                was.rename(f"{self.put_aside}{ending}")
-        os.ftruncate(self._lock, 0)
+        try:
+            for ending in ("", "-wal", "-shm"):
+                if (was := Path(f"{self.path}{ending}")).exists():
+                    was.rename(f"{self.put_aside}{ending}")
+        except OSError as error:
+            raise JournalError(f"{self.path}: cannot be put aside: {error.strerror}") from None
+
+    def _mark(self) -> None:
+        """From now on an empty or missing file, or one without a head, is a loss."""
+        os.pwrite(self._lock, IN_USE, 0)
+        os.fsync(self._lock)
+        self._marked = True
+
+    def _write_head(self, first: int, n: int, seal: hmac.HMAC) -> None:
+        self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?)", (first, n, audit.key_name(self._key), seal.hexdigest()))
 
     def begin(self, session: str, worst: Dose) -> int:
         """A session begins; returns how many trains were assumed, since the last one had no clean end."""
         assumed = self._assumed("unclean end") if dose.is_open(self.rows) else []
         begun = {"name": session, "new": not assumed, "worst": list(worst), "lockout": self.lockout}
         self._write([*assumed, ("session", begun)])
-        if not os.fstat(self._lock).st_size:
-            os.write(self._lock, b"in use\n")  # from now on an empty or missing file is a loss
-            os.fsync(self._lock)
         return len(assumed)
 
     def take(self, rows: Iterable[dict[str, Any]]) -> bool:
@@ -189,19 +225,34 @@ class Journal:
             young_ns = now.monotonic_ns - KEEP_NS
             young = (i for i, shift in enumerate(dose.shifts(kept, now)) if kept[i].at.monotonic_ns + shift >= young_ns)
             old = min(next(young), dose.session_start(kept))
+        first, seal = self._first + old, self._seal.copy()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for number, row in enumerate(rows, self._first + len(self.rows)):
                 values = (number, *row.at, row.kind, json.dumps(row.detail))
-                self._db.execute("INSERT INTO dose VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, _digest(values)))
-            self._db.execute("DELETE FROM dose WHERE id < ?", (self._first + old,))
+                digest = _digest(values)
+                seal.update(digest.encode())
+                self._db.execute("INSERT INTO dose VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, digest))
+            if old:
+                self._db.execute("DELETE FROM dose WHERE id < ?", (first,))
+                seal = _seal(self._key, first, _digests(self._db))
+            self._write_head(first, len(kept) - old, seal)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise JournalError(f"{self.path}: the dose journal cannot be written: {error}") from None
-        self._first, self.rows = self._first + old, kept[old:]
+        self._first, self.rows, self._seal = first, kept[old:], seal
         self.lockout = next((row.detail["lockout"] for row in reversed(rows) if "lockout" in row.detail), self.lockout)
+        if not self._marked:
+            self._mark()
+
+
+def _key(path: Path, make: bool = False) -> bytes:
+    try:
+        return audit.key(make)
+    except audit.AuditError as error:
+        raise JournalError(f"{path}: nobody can say whether it is whole: {error}") from None
 
 
 def look(path: Path) -> tuple[list[Row], bool]:
@@ -214,19 +265,22 @@ def look(path: Path) -> tuple[list[Row], bool]:
     """
     if not path.exists():
         raise JournalError(f"{path}: there is no dose journal")
+    key = _key(path)
     try:
         os.close(_lock(path, 0.0))
         held = False
     except JournalError:
         held = True
     try:
+        said = Path(f"{path}.lock").read_bytes()
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            return _read(path, db)[1], held
+            db.execute("BEGIN")  # head and rows of one moment
+            return _read(path, db, key, said)[1], held
         finally:
             db.close()
-    except (sqlite3.Error, UnicodeError) as error:
-        raise _distrust(path, str(error)) from None
+    except (sqlite3.Error, OSError, UnicodeError) as error:
+        raise _unread(path, error) from None
 
 
 def _lock(path: Path, patience_s: float = LOCK_S) -> int:
@@ -248,28 +302,72 @@ def _lock(path: Path, patience_s: float = LOCK_S) -> int:
             time.sleep(0.05)
 
 
-def _read(path: Path, db: sqlite3.Connection) -> tuple[int, list[Row]]:
-    """Number of the first row, and all rows, each of them checked."""
+def _read(path: Path, db: sqlite3.Connection, key: bytes, said: bytes) -> tuple[int, list[Row], hmac.HMAC, bool]:
+    """Number of the first row, all rows, what the head must hold of them, and whether there is one; each checked.
+
+    `said` is what the lock says of the journal: one that was never in use may be empty, one from before there were heads may lack it.
+    """
     checked = [str(row[0]) for row in db.execute("PRAGMA quick_check")]
     if checked != ["ok"]:
-        raise _distrust(path, checked[0].splitlines()[-1])
+        raise distrust(path, checked[0].splitlines()[-1])
     rows: list[Row] = []
+    digests: list[str] = []
     first = 1
     for number, *values, digest in db.execute(f"SELECT {_COLUMNS} FROM dose ORDER BY id"):
         first = first if rows else number
         if number != first + len(rows) or _digest((number, *values)) != digest:
-            raise _distrust(path, f"row {number} is not what was written, or rows before it are missing")
+            raise distrust(path, f"row {number} is not what was written, or rows before it are missing")
         boot, monotonic, utc, kind, detail = values
         rows.append(Row(Clock(boot, monotonic, utc), kind, json.loads(detail)))
-    return first, rows
+        digests.append(digest)
+    seal = _seal(key, first, digests)
+    has_table = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'head'").fetchone()
+    head = db.execute("SELECT first, rows, key, hmac FROM head").fetchone() if has_table else None
+    if head and (why := _unlike(head, first, len(rows), key, seal)):
+        raise distrust(path, why)
+    if said and not rows:
+        raise distrust(path, "it is empty, though it was in use")
+    if not head and (said == IN_USE or (rows and not said)):
+        raise distrust(path, "its head is missing, which says how many rows there are")
+    return first, rows, seal, head is not None
+
+
+def _unlike(head: tuple[Any, ...], first: int, n: int, key: bytes, seal: hmac.HMAC) -> str:
+    """How the head differs from the rows; empty = they belong together."""
+    was_first, was_n, made_with, mac = head
+    if made_with != audit.key_name(key):
+        return f"it was written with the key {made_with}, the key here is {audit.key_name(key)}"
+    if n and first != was_first:
+        return f"it begins with row {first}, it was written from row {was_first} on"
+    if n != was_n:
+        return f"{was_n} rows were written, {n} are there"
+    return "" if hmac.compare_digest(str(mac), seal.hexdigest()) else "its rows are not those that were written"
+
+
+def _digests(db: sqlite3.Connection) -> list[str]:
+    return [str(digest) for (digest,) in db.execute("SELECT digest FROM dose ORDER BY id")]
+
+
+def _seal(key: bytes, first: int, digests: Iterable[str]) -> hmac.HMAC:
+    """What the head holds, to be gone on with as rows come."""
+    return hmac.new(key, "".join((f"dose journal from row {first}:", *digests)).encode(), hashlib.sha256)
 
 
 def _digest(values: tuple[object, ...]) -> str:
     return hashlib.blake2b(json.dumps(values, default=repr).encode(), digest_size=12).hexdigest()
 
 
-def _distrust(path: Path, why: str) -> JournalError:
-    return JournalError(
+def _unread(path: Path, error: Exception) -> JournalError:
+    """A disk that is full or away says nothing against the file."""
+    disk = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if isinstance(error, OSError) or getattr(error, "sqlite_errorcode", 0) & 0xFF in disk:
+        return JournalError(f"{path}: the dose journal cannot be opened: {error}. Nothing starts without it: is the disk full, or away?")
+    return distrust(path, str(error))
+
+
+def distrust(path: Path, why: str) -> UntrustedError:
+    """What to raise where a journal's dose is not to be believed, with the way out."""
+    return UntrustedError(
         f"{path}: the dose of the last 24 h is not known: {why}. Nothing starts with it. When it is known that nobody was stimulated "
         f"meanwhile, or for another patient: calmloop dose --journal '{path}' --reset 'REASON' (what is left of the file is kept beside it)"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 import tomllib
 from collections import Counter
 from difflib import get_close_matches
@@ -63,6 +64,9 @@ MAX_ARMING_MIN = 30.0  # design, B4
 MAX_SAMPLE_AGE_MS = 250.0  # C7: what is older than this is dropped
 
 MAX_HIGH_PASS_OF_SAMPLE_RATE = 0.4  # nearer to half the sample rate nothing of the EMG is left to hear
+
+
+MAX_FILE_BYTES = 1_000_000  # of a settings file
 
 
 class Device(NamedTuple):
@@ -365,7 +369,7 @@ def load(path: str | Path) -> Settings:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = _bytes(path)
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
         raise SettingsError([f"{path}: there is no such file"]) from None
@@ -376,9 +380,23 @@ def load(path: str | Path) -> Settings:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SettingsError([f"{path}, line {line}: is not UTF-8 text; save the file as UTF-8"]) from None
+    except SettingsError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise SettingsError([f"{path}: cannot be read: {error}"]) from None
     return parse(text, str(path))
+
+
+def _bytes(path: Path) -> bytes:
+    """What a file or a pipe holds; nothing else is even opened: a serial port would move its lines, /dev/zero has no end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)):  # a folder says so itself
+        raise SettingsError([f"{path}: is no regular file"])
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise SettingsError([f"{path}: is larger than {MAX_FILE_BYTES} bytes, so it is no settings file"])
+    return data
 
 
 def parse(text: str, name: str = "settings") -> Settings:
@@ -521,6 +539,8 @@ def _allowed(key: str, field: FieldInfo, with_kind: bool) -> str:
         return f"must be {' or '.join(_toml(choice) for choice in get_args(field.annotation))}"
     if field.title:
         return f"must be {field.title}"
+    if field.annotation is bool:
+        return "must be true or false"
     low = next(limit.ge for limit in field.metadata if isinstance(limit, Ge))
     high = next(limit.le for limit in field.metadata if isinstance(limit, Le))
     kind = ("a whole number, " if field.annotation is int else "a number, ") if with_kind else ""
@@ -815,8 +835,12 @@ def summary(settings: Settings) -> dict[str, Any]:
 
 
 def check(path: str | Path) -> str:
-    """Load a file and say in sentences what it would do: `calmloop check CONFIG`. Raises `SettingsError`."""
-    settings = load(path)
+    """Load a file and say in sentences what it would do. Raises `SettingsError`."""
+    return sentences(load(path), path)
+
+
+def sentences(settings: Settings, path: str | Path) -> str:
+    """Say what settings would do: `calmloop check CONFIG`."""
     rx = settings.prescription
     box = f"the one with serial number {settings.stimulator.serial}" if settings.stimulator.serial else "whichever answers"
     lines = [f"{path}: good", "", "Listens to"]

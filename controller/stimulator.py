@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from controller import devices, messages, settings
+from controller.journal import JournalError, default_path
 from drivers.base import DriverError, FileFormatError
 from drivers.stimulators import STIMULATORS, limits_of
 
@@ -62,7 +63,7 @@ def command(args: argparse.Namespace, looked_at: LookedAt) -> int:
             if isinstance(pulse, int):
                 return pulse
             facts |= {"pulse": pulse, "ok": pulse["ok"]}
-        except (NoPulseError, messages.NoBedError) as error:
+        except (NoPulseError, messages.NoBedError, JournalError) as error:
             facts |= {"ok": False, "why": f"no pulse: {error}"}
     print(json.dumps(facts) if args.json else "\n".join(words(facts)))
     return 0 if facts["ok"] else 1
@@ -124,7 +125,6 @@ def through_guard(args: argparse.Namespace, one: Settings, looked_at: LookedAt) 
     Returns what came of it, or the exit code where nobody said yes. Raises `NoPulseError`, `NoBedError`.
     """
     from controller import demo
-    from controller.journal import default_path
 
     bed, who = f"test-{os.getpid()}", f"calmloop stimulator test ({messages.user()})"
     folder, journal = Path(one.session.folder), args.journal or default_path(args.bed)

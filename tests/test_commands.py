@@ -3,6 +3,7 @@
 import getpass
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controller import messages
+from controller import __main__ as cli
+from controller import audit, messages
+from controller.doctor import _listed
+from controller.journal import Journal, default_path
 from tests.rig import GuardRig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +64,26 @@ def test_status_and_stop_of_a_live_guard(guard):
     assert json.loads(calmloop("status", "--json").stdout)["beds"]["test"]["state"] == "IDLE"
     assert calmloop("disarm").returncode == 0
     assert calmloop("clear", "nothing").returncode == 1
+
+
+def test_the_dose_without_a_name_is_that_of_the_one_bed_that_is_running(guard, tmp_path):
+    journal = Journal(default_path("test"))
+    journal.reset("a new patient", "somebody")
+    journal.close()
+    answer = json.loads(calmloop("dose", "--json").stdout)
+    assert answer["ok"]
+    assert Path(answer["journal"]).name == "test.sqlite"
+    (tmp_path / "other").mkdir()
+    other = GuardRig(tmp_path / "other", bed="a-other")
+    answer = calmloop("dose")
+    assert answer.returncode == 2
+    assert "2 beds are running (a-other, test): say which with --bed" in answer.stderr
+    assert json.loads(calmloop("dose", "--bed", "test", "--json").stdout)["ok"]
+    other.close()
+
+
+def test_the_dose_where_no_bed_is_running_is_that_of_bed():
+    assert "bed.sqlite: there is no dose journal" in calmloop("dose").stdout
 
 
 @pytest.mark.safety("C1")
@@ -232,6 +256,76 @@ def test_wrong_use_exits_2(arguments):
     assert calmloop(*arguments).returncode == 2
 
 
+NO_BEDS = ["", "a/b", "../x", ".hidden", "x" * 41, "x" * 200, "two words", "b\n", "é", "*"]
+WITH_BED = [["run", "no.toml"], ["demo"], ["status"], ["stop"], ["trigger"], ["arm"], ["disarm"], ["clear", "why"], ["dose"]]
+WITH_BED += [["stimulator", "test", "no-port"]]
+
+
+@pytest.mark.parametrize("command", WITH_BED)
+@pytest.mark.parametrize("name", NO_BEDS)
+def test_a_name_that_no_bed_can_have_is_refused_before_anything_is_made(command, name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "--bed", name])
+    assert caught.value.code == 2
+    assert "must be 1 to 40 letters" in capsys.readouterr().err
+    for folder in ("CALMLOOP_RUNTIME_DIR", "CALMLOOP_STATE_DIR"):
+        assert list(Path(os.environ[folder]).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["bed", "7", "bed-7_b.2", "x" * 40])
+def test_a_name_that_a_bed_can_have_is_taken(name):
+    assert cli.parser().parse_args(["status", "--bed", name]).bed == name
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "/dev/null"])
+def test_what_is_no_file_is_no_settings_file_and_never_waited_for(special):
+    answer = calmloop("check", special)
+    assert answer.returncode == 2
+    assert answer.stderr == f"{special}: is no regular file\n"
+
+
+def test_a_settings_file_has_its_limit_of_size_also_in_a_pipe(tmp_path):
+    text = (ROOT / "config" / "demo.toml").read_text()
+    pipe = [sys.executable, "-m", "controller", "check", "/dev/stdin"]
+    assert subprocess.run(pipe, input=text, text=True, cwd=ROOT, capture_output=True, timeout=30, check=False).returncode == 0
+    (tmp_path / "large.toml").write_text(text + "#" * 1_000_000)
+    answer = calmloop("check", str(tmp_path / "large.toml"))
+    assert answer.returncode == 2
+    assert "is larger than 1000000 bytes" in answer.stderr
+    endless = subprocess.Popen(["yes", "#"], stdout=subprocess.PIPE)
+    answer = subprocess.run(pipe, stdin=endless.stdout, text=True, cwd=ROOT, capture_output=True, timeout=30, check=False)
+    endless.stdout.close()
+    endless.wait(10)
+    assert answer.returncode == 2
+    assert "/dev/stdin: is larger than 1000000 bytes" in answer.stderr
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/dev/null", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_said_in_words_and_nothing_starts(folder, tmp_path):
+    path = tmp_path / "bed.toml"
+    path.write_text((ROOT / "config" / "demo.toml").read_text().replace('folder = "sessions"', f'folder = "{folder}"'))
+    assert f'folder = "{folder}"' in path.read_text()
+    answer = calmloop("run", str(path))
+    assert answer.returncode == 2
+    assert answer.stderr.startswith(f"no session can be recorded in [session] folder {folder}: ")
+    assert len(answer.stderr.splitlines()) == 1
+    for command in (["run", "config/demo.toml"], ["dose"], ["dose", "--reset", "a new patient"]):
+        answer = calmloop(*command, CALMLOOP_STATE_DIR=folder)
+        assert answer.returncode == 2
+        assert f"the state folder {folder} cannot be made" in answer.stderr + answer.stdout
+        assert "Traceback" not in answer.stderr
+
+
+def test_a_disk_that_does_not_take_the_key_is_said_in_words_and_leaves_nothing_behind(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(audit.AuditError, match=r"audit\.key: No space left on device"):
+        audit.key(make=True)
+    assert list(audit.state_folder().iterdir()) == []
+
+
 def test_replay_of_a_file_prints_its_settings_and_detections(tmp_path):
     rng = np.random.default_rng(1)
     x = rng.standard_normal((20_000, 2)) * 5e-6
@@ -251,6 +345,23 @@ def test_replay_of_rubbish_names_the_file(tmp_path):
     assert answer.returncode == 2
     assert "rec.mat" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(("cpus", "missing"), [("[1000]", "[1000] of [1000]"), ("[0, 1000]", "[1000] of [0, 1000]"), ("[0]", "")])
+def test_doctor_names_processors_that_this_machine_does_not_have(cpus, missing, tmp_path):
+    path = tmp_path / "bed.toml"
+    text = re.sub(r"(?m)^cpus = .*$", "", (ROOT / "config" / "demo.toml").read_text())
+    path.write_text(text.replace("[realtime]", f"[realtime]\ncpus = {cpus}"))
+    rows = {row["what"]: row for row in json.loads(calmloop("doctor", str(path), "--json").stdout)["checks"]}
+    row = rows["[realtime] cpus"]
+    assert row["ok"] == (not missing)
+    assert row["needed"]
+    assert missing in row["fact"]
+
+
+def test_the_kernels_list_of_processors_is_read():
+    assert _listed("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
+    assert _listed("0\n") == {0}
 
 
 def test_doctor_names_what_is_missing():

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,6 +104,30 @@ def test_rows_are_durable_when_audit_journal_and_recording_have_them(bed):
     with sqlite3.connect(f"file:{bed.folder / recording.AUDIT}?mode=ro", uri=True) as db:
         assert db.execute("SELECT count(*) FROM audit WHERE detail LIKE '%virtual found%'").fetchone() == (1,)
     db.close()
+
+
+@pytest.mark.safety("A10", "F8")
+def test_a_journal_that_went_with_its_lock_is_missed_by_the_sessions_that_wrote_to_it(tmp_path):
+    d = make(tmp_path)
+    d.guard.put("OFF", "session ended")
+    d.end()
+    path = d.journal.path
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    with pytest.raises(JournalError, match=f"it is gone, though {d.folder} wrote to it within 24 h.*--reset"):
+        make(tmp_path)
+    signals = d.folder / recording.SIGNALS
+    day_before = time.time() - 86_401
+    os.utime(signals, (day_before, day_before))
+    again = make(tmp_path)
+    again.guard.put("OFF", "session ended")
+    again.end()
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    assert cli.main(["dose", "--journal", str(path), "--reset", "nobody was stimulated"]) == 0  # the way out
+    last = make(tmp_path)
+    last.guard.put("OFF", "session ended")
+    last.end()
 
 
 @pytest.mark.parametrize("broken", ["audit", "journal", "recorder"])
@@ -365,6 +390,58 @@ def test_each_change_of_an_audit_is_named(session, capsys, harm, why, row):
     assert why in facts["first_bad_row"]["why"]
     assert cli.main(["audit", "verify", str(session)]) == 1
     assert f"NOT WHOLE: row {row} " in capsys.readouterr().out
+
+
+def shorten(signals):
+    signals.write_bytes(signals.read_bytes()[:-400])
+
+
+@pytest.mark.parametrize("audit_too", [False, True])
+@pytest.mark.safety("G8")
+def test_a_session_that_was_cut_off_is_not_called_whole(session, capsys, audit_too):
+    """Recording and audit cut to the same length fit each other; only that there is no end can be seen."""
+    signals, path = session / recording.SIGNALS, session / recording.AUDIT
+    while recording.load(session).end:
+        shorten(signals)
+    if audit_too:
+        last = recording.load(session).anchors()[-1].rows
+        _sql(path, f"DELETE FROM audit WHERE id > {last}")
+    assert cli.main(["audit", "verify", str(session)]) == 2
+    said = capsys.readouterr().out
+    assert said.startswith("whole as far as it goes (")
+    assert "but without an end: killed, still running, or cut off; the recording knows of rows 1 to " in said
+    assert cli.main(["audit", "verify", str(session), "--json"]) == 2
+    facts = json.loads(capsys.readouterr().out)
+    assert not facts["ok"] and not facts["ended"] and facts["first_bad_row"] is None
+
+
+@pytest.mark.safety("G8")
+def test_a_recording_of_which_nothing_is_left_vouches_for_nothing(session, capsys):
+    signals = session / recording.SIGNALS
+    while recording.load(session).anchors():
+        shorten(signals)
+    _sql(session / recording.AUDIT, "DELETE FROM audit WHERE id > 4")
+    assert cli.main(["audit", "verify", str(session)]) == 2
+    assert "the recording knows of no row" in capsys.readouterr().out
+
+
+@pytest.mark.safety("G8")
+def test_an_end_that_only_the_recording_has_is_none(session, capsys, monkeypatch):
+    """Who can write recordings, and has no key, gives a cut audit an end in the recording alone."""
+    _sql(session / recording.AUDIT, "DELETE FROM audit WHERE id > 4")
+    with closing(sqlite3.connect(session / recording.AUDIT)) as db:
+        [last] = db.execute("SELECT hmac FROM audit WHERE id = 4").fetchone()
+    end = {"what": recording.END, "rows": 4, "hmac": last}
+    monkeypatch.setattr(recording.Session, "notes", lambda _: [end])
+    assert cli.main(["audit", "verify", str(session)]) == 2
+    assert "but without an end" in capsys.readouterr().out
+
+
+@pytest.mark.safety("G8")
+def test_a_session_that_is_still_running_has_no_end_yet(bed, capsys):
+    bed.mark()
+    assert cli.main(["audit", "verify", str(bed.folder)]) == 2
+    assert "still running" in capsys.readouterr().out
 
 
 @pytest.mark.safety("G8")

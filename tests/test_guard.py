@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from controller import demo, messages, ring, settings
-from controller.guard import event_from_dict, event_to_dict
+from controller.guard import another_box, event_from_dict, event_to_dict
 from controller.supervisor import LEASE_NS, Event, Kind
 from tests.rig import NO_HISTORY, ROOT, GuardRig, arm_automatic, beat, beat_for, request
 
@@ -518,6 +518,33 @@ def test_after_a_fault_the_stop_is_said_three_times_the_port_is_let_go_and_nothi
 def test_the_settings_may_name_the_one_stimulator_that_is_wanted(tmp_path):
     with pytest.raises(AssertionError, match="the settings want the one with the number 12345"):
         GuardRig(tmp_path, changes={"serial": "12345"}.items(), patience_s=2.0)
+
+
+@pytest.mark.parametrize("other_word", ["RehaMove3", "3.2.0", "-"])
+@pytest.mark.safety("E6")
+def test_model_and_firmware_are_no_serial_number(other_word):
+    assert "want the one with the number" in another_box("RehaMove3 R3-0042 3.2.0", other_word)
+    assert another_box("RehaMove3 R3-0042 3.2.0", "R3-0042") == another_box("RehaMove3 R3-0042 3.2.0", "") == ""
+
+
+@pytest.mark.safety("E6")
+def test_a_box_that_says_no_number_is_not_taken_for_the_one_that_is_wanted():
+    for number in ("12345", "RehaStim1"):
+        assert "RehaStim1 says no number" in another_box("RehaStim1 - -", number)
+    assert another_box("RehaStim1 - -", "") == ""
+
+
+@pytest.mark.safety("E6")
+def test_guard_does_not_take_its_box_by_the_name_of_the_model(guard, tmp_path):
+    model, number, firmware = guard.ask("offer")["stimulator_identity"].split()
+    for i, (wanted, found) in enumerate(((model, False), (firmware, False), (number, True))):
+        (tmp_path / str(i)).mkdir()
+        try:
+            GuardRig(tmp_path / str(i), changes={"serial": wanted}.items(), bed=f"bed-{i}", patience_s=8.0 if found else 2.0).close()
+        except AssertionError:
+            assert not found
+        else:
+            assert found
 
 
 @pytest.mark.safety("C3", "C4", "C5")

@@ -1,5 +1,6 @@
 """The dose journal: whatever ends how and whenever, what it remembers is never less than what was given (A10, F8)."""
 
+import hashlib
 import json
 import random
 import signal
@@ -10,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from controller import __main__ as cli
-from controller import dose, settings
+from controller import audit, dose, settings
 from controller.dose import DAY, MINUTE, Clock, Dose, S
-from controller.journal import Journal, JournalError, default_path
+from controller.journal import IN_USE, Journal, JournalError, default_path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORST = Dose(2 * S, 400_000, 100)
@@ -446,11 +447,65 @@ def edit(path):
     db.close()
 
 
-def delete(path):
+def sql(path, *statements):
     db = sqlite3.connect(path)
     with db:
-        db.execute("DELETE FROM dose WHERE id = 9")
+        for statement in statements:
+            db.execute(statement)
     db.close()
+
+
+def delete(path):
+    sql(path, "DELETE FROM dose WHERE id = 9")
+
+
+def cut_first(path):
+    sql(path, "DELETE FROM dose WHERE id = 1")
+
+
+def cut_head(path):
+    sql(path, "DELETE FROM dose WHERE id < 32")  # only the row that says that the session had a clean end is left
+
+
+def cut_last(path):
+    sql(path, "DELETE FROM dose WHERE id = 32")
+
+
+def cut_tail(path):
+    sql(path, "DELETE FROM dose WHERE id > 2")
+
+
+def cut_tail_and_count_anew(path):
+    sql(path, "DELETE FROM dose WHERE id > 2", "UPDATE head SET rows = 2")
+
+
+def cut_first_and_count_anew(path):
+    sql(path, "DELETE FROM dose WHERE id < 20", "UPDATE head SET first = 20, rows = 13")
+
+
+def edit_and_digest_anew(path):
+    """As somebody does who has read the code, but not the key."""
+    db = sqlite3.connect(path)
+    with db:
+        values = list(db.execute("SELECT id, boot, monotonic_ns, utc_ns, kind, detail FROM dose WHERE id = 9").fetchone())
+        values[-1] = values[-1].replace('"pulses": 25', '"pulses": 24')
+        digest = hashlib.blake2b(json.dumps(tuple(values)).encode(), digest_size=12).hexdigest()
+        db.execute("UPDATE dose SET detail = ?, digest = ? WHERE id = 9", (values[-1], digest))
+    db.close()
+
+
+def behead(path):
+    sql(path, "DELETE FROM dose WHERE id > 2", "DELETE FROM head")
+
+
+def behead_and_unlock(path):
+    sql(path, "DELETE FROM dose WHERE id < 32", "DROP TABLE head")
+    Path(f"{path}.lock").unlink()
+
+
+def forget_the_key(path):
+    (audit.state_folder() / "audit.key").unlink()
+    audit.key(make=True)
 
 
 def empty(path):
@@ -468,7 +523,11 @@ def drop(path):
     db.close()
 
 
-@pytest.mark.parametrize("harm", [cut, edit, delete, empty, other, drop, Path.unlink])
+HARMS = [cut, edit, delete, empty, other, drop, Path.unlink, cut_first, cut_head, cut_last, cut_tail, cut_tail_and_count_anew]
+HARMS += [cut_first_and_count_anew, edit_and_digest_anew, behead, behead_and_unlock, forget_the_key]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.safety("A10", "F8")
 def test_a_journal_that_cannot_be_trusted_is_no_dose_of_zero(path, world, harm, capsys):
     used(path, world)
@@ -478,6 +537,8 @@ def test_a_journal_that_cannot_be_trusted_is_no_dose_of_zero(path, world, harm, 
     assert str(path) in str(caught.value)
     assert "--reset" in str(caught.value)
     left = path.read_bytes() if path.exists() else None
+    assert cli.main(["dose", "--journal", str(path)]) == 2  # nor is it shown as one
+    capsys.readouterr()
     # and the way out that the message names
     assert cli.main(["dose", "--journal", str(path), "--reset", "another patient", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["day"]["pulses"] == 0
@@ -486,7 +547,59 @@ def test_a_journal_that_cannot_be_trusted_is_no_dose_of_zero(path, world, harm, 
     Journal(path, world.clock).close()
 
 
-@pytest.fixture(scope="module")
+def old(path):
+    """As a version left it that knew no head."""
+    sql(path, "DROP TABLE head")
+    Path(f"{path}.lock").write_bytes(b"in use\n")
+
+
+@pytest.mark.safety("A10", "F8")
+def test_a_journal_from_before_there_were_heads_is_adopted_once(path, world, capsys):
+    used(path, world)
+    old(path)
+    journal = Journal(path, world.clock)
+    assert journal.adopted == 32
+    assert day(journal.history()).pulses == 30 * 25
+    journal.close()
+    journal = Journal(path, world.clock)
+    assert journal.adopted == 0
+    journal.close()
+    sql(path, "DROP TABLE head")
+    with pytest.raises(JournalError, match="its head is missing"):
+        Journal(path, world.clock)
+    Path(f"{path}.lock").write_bytes(b"in use\n")
+    assert cli.main(["dose", "--journal", str(path), "--reset", "a new patient"]) == 0
+    assert "its 32 rows are taken as they stand" in capsys.readouterr().out
+
+
+@pytest.mark.safety("A10", "F8")
+def test_old_rows_that_go_take_nothing_from_what_the_head_says(path, world):
+    for _ in range(3):
+        used(path, world, 5)
+        world.now_ns += 20 * HOUR
+    journal = opened(path, world)
+    assert journal.rows[0].kind == "session"
+    assert journal._first > 1
+    journal.close()
+    Journal(path, world.clock).close()
+    cut_first_row = f"DELETE FROM dose WHERE id = {journal._first}"
+    sql(path, cut_first_row)
+    with pytest.raises(JournalError, match=f"it begins with row {journal._first + 1}, it was written from row {journal._first} on"):
+        Journal(path, world.clock)
+
+
+@pytest.mark.safety("A10")
+def test_a_key_that_others_can_read_starts_nothing_and_leaves_the_journal_alone(path, world):
+    used(path, world)
+    (audit.state_folder() / "audit.key").chmod(0o644)
+    was = path.read_bytes()
+    for replace in (False, True):
+        with pytest.raises(JournalError, match="can be read by others"):
+            Journal(path, world.clock, replace)
+    assert path.read_bytes() == was
+
+
+@pytest.fixture
 def whole_files(tmp_path_factory):
     """A journal whose session had a clean end, and one whose had none; and the time."""
     files = []
@@ -497,18 +610,20 @@ def whole_files(tmp_path_factory):
     return files, world
 
 
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 @pytest.mark.safety("A10", "F8")
 def test_a_flipped_byte_never_makes_the_dose_less(tmp_path_factory, whole_files, data):
     (files, world), path = whole_files, tmp_path_factory.mktemp("flip") / "bed.sqlite"
-    Path(f"{path}.lock").write_bytes(b"in use")
+    Path(f"{path}.lock").write_bytes(data.draw(st.sampled_from([b"in use\n", IN_USE])))
     raw = bytearray(data.draw(st.sampled_from(files)))
-    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    flip = data.draw(st.integers(0, 255))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= flip
     path.write_bytes(raw)
     try:
         journal = opened(path, world)
     except JournalError:
+        assert flip
         return
     assert day(journal.history()).pulses >= 30 * 25
     journal.close()
@@ -527,6 +642,35 @@ def test_a_full_disk_is_an_error_and_the_dose_so_far_stays(path, world):
     journal = opened(path, world)
     assert sum(row.kind == "train" and "assumed" not in row.detail for row in journal.rows) == n
     assert journal.summary()["assumed_trains"] == 2
+
+
+def test_a_reset_that_the_disk_does_not_take_leaves_the_journal_as_it_was(path, world, monkeypatch):
+    """A full disk says nothing against the file: it must not be put aside for it, or the next start would find no dose."""
+    used(path, world)
+    was = path.read_bytes()
+
+    def full(*_, **__):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(JournalError, match=r"cannot be opened: database or disk is full.*is the disk full, or away\?"):
+        Journal(path, world.clock, replace_broken=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == was
+    assert list(path.parent.glob("*.broken-*")) == []
+
+
+@pytest.mark.safety("A10")
+def test_a_reset_that_fails_half_way_is_no_dose_of_zero(path, world, monkeypatch):
+    used(path, world)
+    empty(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "reset", lambda *_: (_ for _ in ()).throw(JournalError("disk full")))
+        assert cli.main(["dose", "--journal", str(path), "--reset", "a new patient"]) == 2
+    with pytest.raises(JournalError, match="is not known"):
+        Journal(path, world.clock)
 
 
 def test_a_folder_that_is_none_is_said_in_words(tmp_path, world):
@@ -583,8 +727,8 @@ def test_killed_in_the_middle_of_a_commit_nothing_that_was_acknowledged_is_missi
 
 # --- calmloop dose ----------------------------------------------------------------------------------------------------------------
 def test_the_dose_is_shown_while_a_daemon_holds_it_and_reset_only_when_none_does(capsys):
-    path = default_path("bed 1")
-    assert cli.main(["dose", "--bed", "bed 1"]) == 2
+    path = default_path("bed-1")
+    assert cli.main(["dose", "--bed", "bed-1"]) == 2
     assert "there is no dose journal" in capsys.readouterr().out
     journal = Journal(path)
     journal.begin("session", WORST)
@@ -592,22 +736,22 @@ def test_the_dose_is_shown_while_a_daemon_holds_it_and_reset_only_when_none_does
     world = World()
     world.booted_ns = 0
     journal.take([told(world, now - 2 * S, now - S), state("LOCKOUT", "dose: too much")])
-    assert cli.main(["dose", "--bed", "bed 1"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1"]) == 0
     words = capsys.readouterr().out
     assert "this session: 1.0 s of stimulation, 25 pulses, 0.20 mC" in words
     assert "LOCKED OUT: dose: too much" in words
     assert "last train: " in words
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", "a new patient"]) == 2
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", "a new patient"]) == 2
     assert "another daemon holds" in capsys.readouterr().out
     journal.close()
-    assert cli.main(["dose", "--bed", "bed 1", "--json"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["unclean_end"]
     assert not facts["daemon"]
     assert facts["session"] == facts["day"] == {"on_time_s": 1.0, "pulses": 25, "charge_mc": 0.2}
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", " "]) == 2
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", " "]) == 2
     capsys.readouterr()
-    assert cli.main(["dose", "--bed", "bed 1", "--reset", "a new patient", "--json"]) == 0
+    assert cli.main(["dose", "--bed", "bed-1", "--reset", "a new patient", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["day"]["pulses"] == facts["session"]["pulses"] == 0
     assert (facts["lockout"], facts["last_train_ended_s_ago"], facts["unclean_end"]) == ("", None, False)

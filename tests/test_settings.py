@@ -647,10 +647,10 @@ def test_unreadable(tmp_path):
 
 
 def test_not_permitted(tmp_path, monkeypatch):
-    def refuse(_path):
+    def refuse(*_):
         raise PermissionError  # the tests may run as root, whom chmod does not stop
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(SettingsError, match="may not be read"):
         load(tmp_path)
 
@@ -756,9 +756,11 @@ def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
         assert "must be" in line
 
 
-def test_no_setting_is_a_boolean():
-    """So `true` and `false` (and YAML's yes and no, which TOML does not know) are wrong wherever they stand."""
-    assert not [field for model in module.TABLES.values() for field in model.model_fields.values() if field.annotation is bool]
+def test_only_one_setting_is_a_boolean():
+    """So `true` and `false` (and YAML's yes and no, which TOML does not know) are wrong wherever else they stand."""
+    fields = {key: field for model in module.TABLES.values() for key, field in model.model_fields.items()}
+    assert [key for key, field in fields.items() if field.annotation is bool] == ["experimental"]
+    assert "experimental = 1 must be true or false" in problems(demo({("stimulator", "experimental"): 1}))[0]
 
 
 @pytest.mark.safety("F9")

@@ -206,7 +206,10 @@ def test_status_says_in_words_what_was_refused_and_what_is_late():
         "last_trigger": None,
     }
     guard_says = {"state": "ARMED", "automatic": True, "reason": "armed", "reasons": [], "loop": "alive", "data_ok": True}
-    text = describe(guard_says | {"pulses": 0, "charge_uc": 0.0, "on_time_s": 0.0, "daemon": daemon})
+    guard_says |= {"pulses": 0, "charge_uc": 0.0, "on_time_s": 8.5}  # since guard was started, or not: what it says of the session counts
+    given = {"on_ns": 8_500_000_000, "charge_nc": 4_250_000, "pulses": 425}
+    text = describe(guard_says | {"dose": {"session": given}, "daemon": daemon})
+    assert "this session: 8.5 s of stimulation, 425 pulses, 4.25 mC" in text
     assert "loop malloc refused: no mallopt" in text
     assert "got [0]" not in text
     assert "late: sample age 130 ms, budget 100 ms: automatic stimulation is refused" in text
