@@ -183,6 +183,7 @@ class Twin:
     ) -> None:
         self.model = model
         self.dead = ""  # "hang" or "hangup"
+        self._latency_stated = latency_ns is None
         self._latency_ns = self.LATENCY_NS if latency_ns is None else latency_ns
         self._judge = judge
         self._send = send
@@ -192,7 +193,11 @@ class Twin:
         self._due: list[tuple[int, int, str, Callable[[], None]]] = []
         self._n_due = 0
         self._n_pulses = 0
+        self._begin()
         self._strike_dead()
+
+    def _begin(self) -> None:
+        """State of the box as it comes out of its carton."""
 
     @property
     def next_due_ns(self) -> int | None:

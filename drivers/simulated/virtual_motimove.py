@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from drivers.simulated.twin import RefusedError, Twin, Wire, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from drivers.simulated.twin import Judge
+    pass
 
 BYTE_NS = 10 * 10**9 / 115_200  # start, 8 data and 1 stop bit
 LATE_NS = 150_000_000
@@ -72,17 +70,7 @@ class Box(Twin):
 
     FAULTS: ClassVar[tuple[str, ...]] = tuple(name for name in Twin.FAULTS if name not in ("electrode-error", "e-stop"))
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
+    def _begin(self) -> None:
         self.high_voltage = False
         self._wire = Wire(BYTE_NS)
         self._frame = bytearray()

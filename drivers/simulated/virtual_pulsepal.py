@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 from drivers.simulated.twin import RefusedError, Shape, Twin, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from drivers.simulated.twin import Judge
 
 UA_PER_VOLT = 2500
 CYCLE_NS = 50_000
@@ -131,17 +130,7 @@ class Box(Twin):
     LATENCY_NS = CYCLE_NS
     FAULTS: ClassVar[tuple[str, ...]] = ("lost-ack", "late-ack", "duplicate-ack", "hang", "hangup")
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
+    def _begin(self) -> None:
         self.channels = {number: Channel() for number in range(1, N_CHANNELS + 1)}
         self.custom: dict[int, list[tuple[int, int]]] = {1: [], 2: []}  # onset in cycles, code of the voltage
         self.trigger_modes = [0, 0]

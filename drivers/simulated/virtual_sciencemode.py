@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING, ClassVar
 from drivers.simulated.twin import RefusedError, Twin, Wire, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from drivers.simulated.twin import Judge
 
 BYTE_NS = 11 * 10**9 / 3_000_000  # start, 8 data and 2 stop bits
 SWITCH_NS = 40_000_000  # Ll_init and Ll_stop take about 40 ms
@@ -181,17 +180,7 @@ class Box(Twin):
     LATENCY_NS = 1_000_000  # RehaMove3; of the P24 nothing is stated
     FAULTS: ClassVar[tuple[str, ...]] = tuple(name for name in Twin.FAULTS if name != "e-stop")
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
+    def _begin(self) -> None:
         self.level = NO_LEVEL
         self.high_voltage = False
         self._line = Line()
@@ -199,7 +188,7 @@ class Box(Twin):
         self._switched_ns = 0  # when the last of the inits and stops is done
         self._free_ns = 0  # when the last pulse is over
         self._n_queued = 0
-        self._is_p24 = model == "p24"
+        self._is_p24 = self.model == "p24"
         self._n_channels = 8 if self._is_p24 else 4
         self._measured = 0  # current, voltage, high voltage; 0 = nothing
         self._stop_all = False

@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 from drivers.simulated.twin import RefusedError, Twin, Wire, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from drivers.simulated.twin import Judge
+    pass
 
 BYTE_NS = 11 * 10**9 / 115_200  # start, 8 data and 2 stop bits
 LATE_NS = 150_000_000
@@ -86,17 +84,7 @@ class Box(Twin):
     LATENCY_NS = 2_000_000
     FAULTS: ClassVar[tuple[str, ...]] = tuple(name for name in Twin.FAULTS if name != "electrode-error")
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
+    def _begin(self) -> None:
         self.running = False  # a list
         self._wire = Wire(BYTE_NS)
         self._frame = bytearray()

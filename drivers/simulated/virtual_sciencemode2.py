@@ -27,9 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from drivers.simulated.twin import RefusedError, Twin, Wire, shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from drivers.simulated.twin import Judge
+    pass
 
 MS = 1_000_000
 BYTE_NS = 11 * 10**9 / 460_800  # start, 8 data, parity and stop bit
@@ -206,20 +204,10 @@ class Box(Twin):
     LATENCY_NS = 10 * MS  # the least
     FAULTS: ClassVar[tuple[str, ...]] = (*Twin.FAULTS, "module-error")
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
+    def _begin(self) -> None:
         self.connected = False  # Init was answered
         self.mode = START
-        self._spread_ns = SPREAD_NS if latency_ns is None else 0
+        self._spread_ns = SPREAD_NS if self._latency_stated else 0
         self._dice = random.Random(2)
         self._line = Line()
         self._own_number = 255  # of the last frame that answers none

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from drivers.simulated.twin import RefusedError, Shape, Twin, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from drivers.simulated.twin import Judge
+    pass
 
 BITS = 10  # start, 8 data and a stop bit
 BAUD = {"ttl-byte": 115_200, "ttl-cedrus": 115_200, "ttl-line": 9600}
@@ -36,18 +34,8 @@ class Box(Twin):
     LATENCY_NS = 100_000
     FAULTS: ClassVar[tuple[str, ...]] = ("hang", "hangup")
 
-    def __init__(
-        self,
-        model: str,
-        latency_ns: int | None,
-        judge: Judge,
-        send: Callable[[bytes], None],
-        log: Callable[[dict[str, object]], None],
-        publish: Callable[[bytes], None],
-        fault: tuple[str, int] = ("", 0),
-    ) -> None:
-        super().__init__(model, latency_ns, judge, send, log, publish, fault)
-        self._wire = Wire(BITS * 10**9 / BAUD[model])
+    def _begin(self) -> None:
+        self._wire = Wire(BITS * 10**9 / BAUD[self.model])
         self._command = b""
         self._command_ns = 0  # when its last byte came
         self._pulse_ns = 0  # Cedrus: how long a line stays up, as told
