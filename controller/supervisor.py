@@ -598,11 +598,11 @@ class Supervisor:
     def stale(self) -> str:
         """Why the data are too old, by the loop's last heartbeat; empty = they are not."""
         most = self.prescription.max_sample_age_ns
-        if -MAX_TRIGGER_AGE_NS <= self.data_age_ns <= most:
-            return ""
-        if self.data_age_ns < 0:
+        if self.data_age_ns > most:
+            return f"data stale: newest sample is {_ms(self.data_age_ns)} ms old (at most {most // MS})"
+        if self.data_age_ns < -MAX_TRIGGER_AGE_NS:
             return f"data stale: newest sample is stamped {_ms(-self.data_age_ns)} ms ahead of this machine's clock"
-        return f"data stale: newest sample is {_ms(self.data_age_ns)} ms old (at most {most // MS})"
+        return ""
 
     # --- arming: two steps by a person, one on the disk, one by the stimulator -----------------------------------------------
     def _no_arm(self, event: Event) -> Output:
