@@ -138,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
 
     devices = add("devices", run_devices, "serial ports, LSL streams and buttons that are there; nothing is opened unless you name it")
     devices.add_argument("--seconds", type=float, default=1.0, help="how long LSL streams are looked for (default 1)")
-    devices.add_argument("--ask", metavar="PORT", help="open this port and ask who is there; no pulse can leave")
+    devices.add_argument("--ask", metavar="PORT", help="open this port and ask who is there; to a trigger box each byte is a pulse")
     devices.add_argument(
         "--as", dest="names", nargs="+", metavar="NAME", default=[], help="in the protocol of these drivers, until one is answered"
     )
@@ -224,6 +224,12 @@ def run_person(args: argparse.Namespace) -> int:
         result["ok"] = result["ok"] and not unconfirmed
     lines = [f"{gone[bed]}{f': {BY_HAND}' if args.do == 'stop' else ''}" for bed in hung]
     lines += [f"{name}: {describe(answer)}" for name, answer in answers.items()]
+    if args.do == "stop":
+        lines += [
+            f"{name}: the stop was sent; a {answer['stimulator']['model']} cannot confirm it: look at it"
+            for name, answer in answers.items()
+            if not answer["confirms_stops"] and answer["stimulator"] != "absent"
+        ]
     lines += [f"{why}{f'; if it is on, {BY_HAND}' if args.do == 'stop' else ''}" for bed, why in gone.items() if bed not in hung]
     show(args, result, "\n".join(lines))
     if not answers or hung:
@@ -307,7 +313,7 @@ def describe(answer: dict[str, Any]) -> str:
     state = answer["state"] + (" automatic" if answer["automatic"] else "")
     words = [f"{state} ({answer['reason']})"]
     words += [reason for reason in answer["reasons"] if reason != answer["reason"]]
-    if answer["stop_confirmed"] is False:
+    if answer.get("stop_confirmed") is False:
         words.append(f"the stimulator did not confirm the stop: {BY_HAND}")
     if "daemon" in answer:
         words.append(f"loop {answer['loop']}, {'data ok' if answer['data_ok'] else 'NO DATA'}")

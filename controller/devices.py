@@ -170,7 +170,7 @@ def placeholders(driver: str) -> dict[str, int]:
 
 
 def ask_one(port: str, driver: str, options: dict[str, int] | None = None) -> dict[str, Any]:
-    """Who answers at a port in one driver's protocol; no pulse can leave, since none is due. Raises `DriverError`."""
+    """Who answers at a port in one driver's protocol. No pulse is due, but to a trigger box each byte is one. Raises `DriverError`."""
     options = placeholders(driver) if options is None else options
     return ask(driver, port, wire.for_driver(driver, options).write, options)
 

@@ -70,7 +70,7 @@ class Guard:
         ring: RingWriter,
     ) -> None:
         self.stimulator, self.check = stimulator, check
-        self.trains, self.serial = view["trains"], view["serial"]
+        self.trains, self.serial, self.options = view["trains"], view["serial"], view.get("options", {})
         self.supervisor = Supervisor(prescription_from(view, device_of(stimulator.limits)))
         self.supervisor.remember(view["history"])
         self.link, self.doors, self.ring = link, [control], ring
@@ -78,6 +78,7 @@ class Guard:
         self.clients: list[socket.socket] = []
         self.device_open = False
         self.next_open_ns = 0
+        self.waits_for_person = False  # before a port where something was asked, and not answered as it should, is asked again
         self.wake_ns = 0
         # stops that are to be said again, and the answer that is waited for
         self.stop = Verdict(False, SafetyState.FAULT, False, (), Output.STOP, 0, 0, 0, 0, 0)
@@ -124,7 +125,7 @@ class Guard:
                 self.check_stop(now)
             if self.silent_ns and now >= self.silent_ns:
                 self.keep_alive(now)
-            if self.supervisor.state is SafetyState.OFF and not self.opener and now >= self.next_open_ns and not self.done:
+            if self.may_look and now >= self.next_open_ns and not self.done:
                 self.open_device()
         if self.opener:
             self.opener.join()
@@ -158,7 +159,7 @@ class Guard:
         if self.device_open:
             sources.append(self.stimulator)
         deadlines = [self.wake_ns, self.stop_check_ns, self.stop_again_ns if self.stops_left else 0, self.silent_ns]
-        if self.supervisor.state is SafetyState.OFF and not self.opener:
+        if self.may_look:
             deadlines.append(self.next_open_ns)
         deadline_ns = min((ns for ns in deadlines if ns), default=0)
         timeout_s = max(0.0, (deadline_ns - monotonic_ns()) * 1e-9) if deadline_ns else None
@@ -331,6 +332,8 @@ class Guard:
         if self.device_open:
             self.let_go()
 
+        n_frames = self.check.n_frames
+
         def look() -> None:
             try:
                 self.stimulator.open()
@@ -342,10 +345,18 @@ class Guard:
             except DriverError as error:
                 self.stimulator.close()
                 self.open_problem = f"no stimulator: {error}"
+                if self.check.n_frames > n_frames:  # to a trigger box each byte was a pulse
+                    self.waits_for_person = True
+                    self.open_problem += '; it is not asked again before `calmloop clear "why"`'
             self.opener_bell.send(b"!")
 
         self.opener = threading.Thread(target=look, name="look for the stimulator")
         self.opener.start()
+
+    @property
+    def may_look(self) -> bool:
+        """Nothing is open, nobody is looking, and no person is waited for."""
+        return self.supervisor.state is SafetyState.OFF and not self.opener and not self.waits_for_person
 
     def device_opened(self) -> None:
         """READY when the stimulator answered; otherwise say why not, once, and look again later."""
@@ -357,6 +368,7 @@ class Guard:
         self.next_open_ns = now + int(REOPEN_S * 1e9)
         self.device_open = self.open_problem is None
         if self.device_open:
+            self.stop_confirmed = True  # it is asked anew
             self.silent_ns = now + self.keep_alive_ns if self.keep_alive_ns else 0
             self.take(Event(Kind.READY, now, ok=True, text=self.identity))
         elif self.open_problem != self.supervisor.reason:
@@ -517,6 +529,10 @@ class Guard:
         if do == "disarm":
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
+        if do in ("clear", "offer") and self.waits_for_person:
+            self.waits_for_person, self.next_open_ns = False, now
+            if do == "clear":
+                return {"ok": True, "reasons": ["the stimulator is asked again who it is"]}
         if do == "clear":
             verdict = self.take(Event(Kind.CLEAR, now, text=printable(str(command.get("reason", "")))))
             return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
@@ -550,7 +566,8 @@ class Guard:
                 f"train {t.name}: channel {t.channel}, {t.current_ua / 1000:g} mA, {t.phase_width_us} us, {t.pulse_rate_mhz / 1000:g} Hz, "
                 f"{t.duration_us / 1000:g} ms, {t.current_ua * t.phase_width_us / 1e6:g} uC per phase"
                 for t in p.trains
-            ],
+            ]
+            + [f"told of the stimulator, which cannot be asked: {name} = {value}" for name, value in self.options.items()],
             "button_train": p.trains[p.manual_train].name,
             "stimulator_identity": self.supervisor.identity,
         }
@@ -586,6 +603,7 @@ class Guard:
             confirmed = True
         return {
             "stop_confirmed": confirmed,
+            "confirms_stops": self.stimulator.limits.answers_stop,
             "state": s.state.value,
             "reason": s.reason,
             "automatic": s.automatic,

@@ -228,7 +228,7 @@ class Train(Table):
     channel: int = Field(ge=1, le=8, description="the stimulator's output, counted from 1 as on its housing")
     current_ma: float = Field(ge=0.5, le=MAX_CURRENT_MA, description="current of each phase; hard limit for surface nerve stimulation")
     phase_width_us: int = Field(ge=MIN_PHASE_WIDTH_US, le=MAX_PHASE_WIDTH_US, description="length of each of the two phases; hard limit")
-    interphase_gap_us: int = Field(ge=10, le=1000, description="pause between the phases; ScienceMode plays less than 10 us as 10")
+    interphase_gap_us: int = Field(ge=0, le=1000, description="pause between the phases; 0 = none")
     pulse_rate_hz: float = Field(ge=MIN_PULSE_RATE_HZ, le=MAX_PULSE_RATE_HZ, description="pulses a second; hard limit; 50-100 Hz inhibits")
     duration_ms: int = Field(ge=1, le=MAX_TRAIN_MS, description="the whole train; hard limit without a look")
     ramp_up_ms: int = Field(ge=0, le=MAX_TRAIN_MS, description="rise of the current at the start, within the duration")
@@ -425,10 +425,43 @@ def _settings(raw: dict[str, Any], name: str, lines: Mapping[tuple[str | int, ..
     except ValidationError as error:
         problems = _field_problems(error)
     problems += _cross_problems(raw)
+    if settings and not problems:
+        problems += _refusals(settings)
     if settings is None or problems:
         in_order = sorted(problems, key=lambda problem: _line(problem.place, lines))
         raise SettingsError(_sentence(problem, name, lines) for problem in in_order)
     return settings
+
+
+def _refusals(settings: Settings) -> Iterator[_Problem]:
+    """What the driver, and then guard, would refuse: asked here, where a person is still at the file."""
+    from controller.guard import device_of
+    from controller.limits import prescription_from
+    from drivers.base import LimitError, PulseTrain
+    from drivers.stimulators import limits_of, refusals
+
+    box, n_problems = settings.stimulator, 0
+    keys = tuple(PulseTrain.__dataclass_fields__)
+    trains = [PulseTrain(**{key: getattr(train, key) for key in keys}) for train in settings.trains.values()]
+    try:
+        can = limits_of(box.driver, box.options)
+    except LimitError as error:
+        yield _Problem(("stimulator",), f": {error}")
+        return
+    for name, train, why in zip(settings.trains, trains, refusals(box.driver, box.options, trains), strict=True):
+        if train.current_ma * 1000 > can.max_current_ua:
+            n_problems += 1
+            words = f" = {train.current_ma} must be at most {can.max_current_ua / 1000:g} on {box.driver}"
+            yield _Problem(("trains", name, "current_ma"), words + (f" with ma_per_volt = {box.ma_per_volt:g}" if box.ma_per_volt else ""))
+        if why:
+            n_problems += 1
+            place = ("trains", name, key) if (key := why.split()[0]) in keys else ("trains", name)
+            yield _Problem(place, f": a {can.model} cannot give this train: {why}")
+    if not n_problems:
+        try:
+            prescription_from(guard_view(settings), device_of(can))
+        except ValueError as error:
+            yield _Problem(("stimulator", "driver"), f": with a {can.model} guard would not start: {error}")
 
 
 def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
@@ -924,5 +957,11 @@ def _notes(settings: Settings) -> list[str]:
         ]
         + ([f"it is not known whether {driver} notices a loose electrode: look at them"] if least_ma == NOT_KNOWN else [])
         + ([DIAL_WORDS.format(driver=driver)] if not DEVICES[driver].current_step_ma else [])
+        + [
+            f"{name}: {train.current_ma / settings.stimulator.ma_per_volt:g} V, if the stimulator behind makes"
+            f" {settings.stimulator.ma_per_volt:g} mA of a volt as you say: measure it"
+            for name, train in settings.trains.items()
+            if settings.stimulator.ma_per_volt
+        ]
         + ([EXPERIMENTAL[driver]] if driver in EXPERIMENTAL else [])
     )

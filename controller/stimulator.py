@@ -250,7 +250,7 @@ def words(facts: dict[str, Any]) -> list[str]:
     lines = [f"{facts['port']}, {facts['driver']}: {facts['identity'] or 'not identified'}", *devices.fact_words(facts["facts"])]
     lines += [facts["why"]] if facts["why"] else []
     if not (pulse := facts["pulse"]):
-        return [*lines, "no pulse was given"]
+        return [*lines, "no pulse was asked for; if that is a trigger box, each byte was one"]
     lines.append(f"pulses given: {pulse['given']}")
     if pulse["given"]:
         shape = f"{pulse['current_ma']:g} mA, {pulse['phase_width_us']} us a phase, gap {pulse['interphase_gap_us']} us"

@@ -308,7 +308,7 @@ def test_whoever_asks_calls_no_output_method():
     tree = ast.parse((ROOT / "drivers" / "stimulators" / "__init__.py").read_text())
     called = {node.func.attr for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
     assert {"open", "identify", "close"} <= called
-    assert not called & {"prepare", "arm", "trigger"}
+    assert not called & {"arm", "trigger"}
 
 
 # --- doctor -----------------------------------------------------------------------------------------------------------------------

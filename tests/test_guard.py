@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -609,6 +610,34 @@ def test_guard_is_small(guard):
     maps = Path(f"/proc/{guard.process.pid}/maps").read_text()
     assert not re.search(r"numba|llvmlite|scipy|numpy|liblsl|pydantic", maps)
     assert rss_kb < 40_000
+
+
+@pytest.mark.safety("E6")
+def test_a_port_that_answered_wrongly_is_asked_again_by_a_person_alone(tmp_path):
+    """A trigger box at the wrong port: each byte of a question is a pulse."""
+    config = settings.load(ROOT / "config" / "demo.toml")
+    with pytest.raises(AssertionError, match="it is not asked again before"):
+        GuardRig(tmp_path, "ttl-byte", config=config, patience_s=6.0)
+    rig = SimpleNamespace(log=tmp_path / "stimulator.jsonl")
+    asked = sum("pulse_ns" in row or "ignored" in row for row in map(json.loads, rig.log.read_text().splitlines()))
+    assert 0 < asked < 100  # one look: two questions, and stops; each second another would be hundreds
+
+
+@pytest.mark.safety("E6")
+def test_whoever_clears_has_the_stimulator_asked_again(tmp_path):
+    rig = GuardRig(tmp_path)
+    os.kill(rig.twin.process.pid, signal.SIGSTOP)
+    rig.arm()
+    rig.wait_for(lambda s: s["state"] == "FAULT" and s["stimulator"] == "absent")
+    assert rig.ask("clear", reason="test")["ok"]
+    reason = rig.wait_for(lambda s: "not asked again" in s["reason"])["reason"]
+    assert "did not answer" in reason
+    os.kill(rig.twin.process.pid, signal.SIGCONT)
+    time.sleep(1.5)
+    assert rig.ask("status")["state"] == "OFF"
+    assert rig.ask("clear", reason="switched on")["ok"]
+    assert rig.wait_for(lambda s: s["state"] == "IDLE")["stop_confirmed"] is True
+    rig.close()
 
 
 @pytest.mark.parametrize("name", ["ttl-byte", "ttl-line", "pulsepal"])

@@ -39,7 +39,7 @@ BOUNDS = [
     ("trains", "channel", 1, 8, 1),
     ("trains", "current_ma", 0.5, 60.0, 0.5),
     ("trains", "phase_width_us", 20, 1000, 1),
-    ("trains", "interphase_gap_us", 10, 1000, 1),
+    ("trains", "interphase_gap_us", 0, 1000, 1),
     ("trains", "pulse_rate_hz", 1.0, 100.0, 0.001),
     ("trains", "duration_ms", 1, 2000, 1),
     ("trains", "ramp_up_ms", 0, 2000, 1),
@@ -164,6 +164,24 @@ def test_what_a_stimulator_that_cannot_be_asked_must_be_told(driver, options):
                 f"[stimulator] {key} = {value} means nothing to {driver}: leave it out"
                 in problems(stimulator(driver, **options, **{key: value}))[0]
             )
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "changes", "words"),
+    [
+        ("sciencemode2", {}, {}, "pulse_rate_hz: a RehaStim2 cannot give this train: pulse_rate_hz = 50.0 is not above 0 and at most 33"),
+        ("sciencemode2", {}, {"pulse_rate_hz": 30.0, "interphase_gap_us": 50}, "interphase_gap_us = 50"),
+        ("sciencemode2", {}, {"pulse_rate_hz": 30.0, "phase_width_us": 505, "current_ma": 18.0}, "phase_width_us = 505"),
+        ("pulsepal", {"ma_per_volt": 1.0}, {}, "current_ma = 20.0 must be at most 10 on pulsepal with ma_per_volt = 1"),
+        ("pulsepal", {"ma_per_volt": 0.001}, {}, "[stimulator]: ua_per_volt = 1 is below"),
+        ("rehamove3", {}, {"interphase_gap_us": 5}, "interphase_gap_us = 5"),
+    ],
+)
+@pytest.mark.safety("A12", "F9")
+def test_what_this_stimulator_cannot_give_is_said_where_a_person_is_at_the_file(driver, options, changes, words):
+    raw = stimulator(driver, **options)
+    raw["trains"]["peroneal"] |= changes
+    assert words in " ".join(problems(raw))
 
 
 @pytest.mark.safety("A7")

@@ -49,12 +49,15 @@ class WireCheck:
     ----------
     due : tuple of (channel, current_ua, phase_width_us, interphase_gap_us), or None
         The one pulse that may leave with the next write, in the supervisor's words. Any write spends it, whatever comes of it.
+    n_frames : int
+        How many frames were let out so far.
     """
 
-    __slots__ = ("_decode", "_learnt", "_stateless", "due")
+    __slots__ = ("_decode", "_learnt", "_stateless", "due", "n_frames")
 
     def __init__(self, decode: Callable[[bytes], Pulse | None], stateless: bool = True) -> None:
         self.due: tuple[int, int, int, int] | None = None
+        self.n_frames = 0
         self._decode = decode
         self._stateless = stateless
         self._learnt: dict[bytes, Pulse | None] = {}
@@ -82,6 +85,7 @@ class WireCheck:
             pulse = self._decode(data)
         if pulse is not None and pulse != due:
             raise WireError(_difference(pulse, due))
+        self.n_frames += 1
         return os.write(fd, data)
 
 

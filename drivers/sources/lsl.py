@@ -142,7 +142,7 @@ def find(wanted: Wanted, timeout_s: float = RESOLVE_S) -> tuple[pylsl.StreamInfo
     inlet = pylsl.StreamInlet(found[0], max_buflen=1, recover=False)  # the full description travels with the inlet only
     try:
         info = inlet.info(timeout_s)
-    except (pylsl.LostError, pylsl.util.TimeoutError) as error:
+    except (pylsl.util.LostError, pylsl.util.TimeoutError) as error:
         raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} was announced but does not answer: {error}") from None
     finally:
         inlet.close_stream()
@@ -229,7 +229,7 @@ def _open(wanted: Wanted, timeout_s: float) -> tuple[pylsl.StreamInlet, Inlet]:
     stream = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=True, processing_flags=flags)
     try:
         stream.open_stream(timeout_s)
-    except (pylsl.LostError, pylsl.util.TimeoutError) as error:
+    except (pylsl.util.LostError, pylsl.util.TimeoutError) as error:
         raise DeviceNotFoundError(f"LSL stream {wanted.stream_name!r} cannot be opened: {error}") from None
     handle = ctypes.cast(stream.obj, ctypes.c_void_p).value or 0
     return stream, inlet(handle, columns, TO_UV.get(wanted.unit.strip().lower(), 1.0), info.channel_count())

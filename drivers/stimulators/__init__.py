@@ -7,15 +7,16 @@ this. Only guard calls `load`: for people who want to know who is at a port ther
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from drivers.base import DeviceNotFoundError, DriverError
+from drivers.base import DeviceNotFoundError, DriverError, LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from drivers.base import Stimulator, StimulatorLimits
+    from drivers.base import PulseTrain, Stimulator, StimulatorLimits
 
 STIMULATORS: dict[str, tuple[str, str]] = {
     "rehamove3": ("drivers.stimulators.sciencemode34", "ScienceMode34"),
@@ -40,6 +41,19 @@ def load(name: str, port: str, write: Callable[[int, bytes], int] = os.write, op
     except KeyError:
         raise DeviceNotFoundError(f"no stimulator driver is called {name!r}; there are: {', '.join(sorted(STIMULATORS))}") from None
     return cast("Stimulator", getattr(import_module(module), class_name)(port, name, write, **(options or {})))
+
+
+def refusals(name: str, options: Mapping[str, int] | None, trains: Sequence[PulseTrain]) -> list[str]:
+    """Why the driver called `name` cannot give each of these trains, apart from its current; empty = it can. Sends nothing."""
+    driver, found = load(name, "", options=options), []
+    for train in trains:
+        try:
+            driver.prepare([replace(train, current_ma=driver.limits.current_step_ua / 1000)])
+        except LimitError as error:
+            found.append(str(error))
+        else:
+            found.append("")
+    return found
 
 
 def limits_of(name: str, options: Mapping[str, int] | None = None) -> StimulatorLimits:
