@@ -260,7 +260,7 @@ def run(seconds: float, seed: int, config: Settings, bed: str) -> dict[str, Any]
             say("waiting for the loop to hear the body and to learn its noise")
             session = Path(daemon.wait_until_quiet(bench)["session"])
             daemon.arm()
-            say(f"armed; one gentle train is tried out, and in {SOFT_START_S:g} s trains have their full current")
+            say(f"armed; one train is tried out; where the current can be set it begins softly, and is whole after {SOFT_START_S:g} s")
             daemon.try_train()
             bench.source.send(f"go {seconds:g}")
             bench.source.line("began")

@@ -1,6 +1,7 @@
 """Trigger boxes and the bare line: codec against the makers' bytes, device against the virtual boxes whose log is the judge."""
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -201,6 +202,27 @@ def trigger(device, port, channel=1, wait_s=0.015):
     port.check.due = (channel, 20_000, 500, 100)
     device.trigger(0 if channel == 1 else 1, 20_000)
     time.sleep(wait_s)
+
+
+@pytest.mark.safety("E5")
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_pulse_joins_one_that_still_waits_in_the_port(connect, kind, monkeypatch):
+    """As a stalled USB chip's driver would say it; a pty has no such queue."""
+    device, twin, port = connect(kind)
+    trigger(device, port)
+    ioctl = fcntl.ioctl
+    monkeypatch.setattr(
+        fcntl, "ioctl", lambda fd, what, *more: (1).to_bytes(4, sys.byteorder) if what == termios.TIOCOUTQ else ioctl(fd, what, *more)
+    )
+    n_left = len(port.left)
+    with pytest.raises(ShortWriteError, match="still holds 1 byte"):
+        trigger(device, port)
+    with pytest.raises(NotArmedError):
+        trigger(device, port)
+    assert len(port.left) == n_left
+    monkeypatch.undo()
+    device.close()
+    assert len(twin.end()[0]) == 1
 
 
 @pytest.mark.safety("A7")

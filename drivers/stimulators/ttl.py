@@ -29,11 +29,12 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import sys
 import termios
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from drivers.base import AckTimeoutError, DeviceMismatchError, LimitError, PortLostError, PulseTrain, StimulatorLimits
+from drivers.base import AckTimeoutError, DeviceMismatchError, LimitError, PortLostError, PulseTrain, ShortWriteError, StimulatorLimits
 from drivers.stimulators.serial_device import (
     ANSWER_TIMEOUT_S,
     DISARM_TIMEOUT_S,
@@ -240,6 +241,17 @@ class Ttl(SerialDevice[bytes]):
         """One frame at the one current there is."""
         current_ua = check_train(train, self._limits, 0, range(self._gap_us, self._gap_us + 1))
         return {current_ua: (encode_pulse(self.model, train.channel),)}
+
+    def _pulse_frame(self, train: int, current_ua: int, number: int) -> bytes:
+        """Nothing confirms a pulse, so the kernel is asked whether the last has left. Raises `ShortWriteError` where it has not.
+
+        What has reached the USB chip it cannot see, and a pty has no such queue.
+        """
+        n_waiting = int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if n_waiting:
+            self._armed = False
+            raise ShortWriteError(f"{self.port} still holds {n_waiting} byte(s) of the last pulse")
+        return super()._pulse_frame(train, current_ua, number)
 
     # --- who is there ---------------------------------------------------------------------------------------------------------
     def _wait_for_boot(self) -> int:
