@@ -208,6 +208,7 @@ def ready(bed: Bed, automatic: bool) -> Iterator[None]:
         if status["state"] == "OFF":
             bed.absent = 0
             bed.twists.clear()
+            yield from bed.ask(do="clear", reason="it is switched on")
             yield from bed.live(1100 * MS)
         elif status["state"] == "STIMULATING":
             yield from bed.live(2100 * MS)

@@ -213,7 +213,7 @@ class Bed:
         """When guard itself wants to wake up."""
         g = self.guard
         dues = [g.wake_ns, g.stop_check_ns, g.stop_again_ns if g.stops_left else 0]
-        if g.supervisor.state == "OFF" and not g.opener:
+        if g.may_look:
             dues.append(g.next_open_ns)
         if g.waits_for_the_disk:
             dues.append(self.mono_ns + 5 * MS)

@@ -184,7 +184,10 @@ class Ward:
             assert self.daemon
             if self.daemon.popen.poll() is not None:
                 raise UnusableError(f"{self.bed}: the daemon ended: {self.last_words()}")
-            if self.status().get("state") not in ("IDLE", "ARMED"):
+            status = self.status()
+            if status.get("state") == "OFF" and "not asked again" in status["reason"]:
+                messages.ask(self.bed, {"do": "clear", "reason": "bench: it is switched on", "who": "bench"})
+            if status.get("state") not in ("IDLE", "ARMED"):
                 return False
             report = self.report()
             if not self.automatic:
@@ -209,6 +212,8 @@ class Ward:
             with suppress(messages.NoBedError):
                 if state == "FAULT":
                     answer = self.clear()
+                elif state == "OFF":
+                    messages.ask(self.bed, {"do": "clear", "reason": "bench: it is switched on", "who": "bench"})
                 elif state in ("IDLE", "LOCKOUT", "ARMED"):
                     answer = arm(self.bed, self.automatic)
                     if answer["state"] == "ARMED" and answer["automatic"] == self.automatic:

@@ -529,7 +529,7 @@ class Guard:
         if do == "disarm":
             verdict = self.take(Event(Kind.DISARM, now, text=who))
             return {"ok": self.supervisor.state is not SafetyState.ARMED, "reasons": list(verdict.reasons)}
-        if do in ("clear", "offer") and self.waits_for_person:
+        if do in ("clear", "offer") and self.waits_for_person and self.supervisor.state is SafetyState.OFF:
             self.waits_for_person, self.next_open_ns = False, now
             if do == "clear":
                 return {"ok": True, "reasons": ["the stimulator is asked again who it is"]}
