@@ -367,12 +367,13 @@ def run_run(args: argparse.Namespace) -> int:
     if answers_status(args.bed):
         print(f"bed {args.bed!r} is running already: choose another name with --bed, or end that one", file=sys.stderr)
         return WRONG
-    from controller import daemon, settings
+    from controller import daemon, fits, settings
     from controller.audit import AuditError
     from controller.journal import JournalError
 
     try:
-        bedside = daemon.Daemon(settings.load(args.config), args.bed, daemon.Speaker(), args.lifeline, args.journal)
+        config = fits.together(settings.load(args.config), args.config)
+        bedside = daemon.Daemon(config, args.bed, daemon.Speaker(), args.lifeline, args.journal)
     except (settings.SettingsError, AuditError, JournalError, daemon.StartError) as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -381,10 +382,10 @@ def run_run(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Explain settings."""
-    from controller import settings
+    from controller import fits, settings
 
     try:
-        config = settings.load(args.config)
+        config = fits.together(settings.load(args.config), args.config)
     except settings.SettingsError as error:
         if args.json:
             print(json.dumps({"ok": False, "problems": error.problems}))

@@ -61,10 +61,10 @@ def _realtime(row: Any) -> None:
 
 
 def _bed(row: Any, config_path: str) -> None:
-    from controller import settings
+    from controller import fits, settings
 
     try:
-        config = settings.load(config_path)
+        config = fits.together(settings.load(config_path), str(config_path))
     except settings.SettingsError as error:
         row(config_path, False, str(error), f"see: calmloop check {config_path}")
         return

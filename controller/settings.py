@@ -425,43 +425,10 @@ def _settings(raw: dict[str, Any], name: str, lines: Mapping[tuple[str | int, ..
     except ValidationError as error:
         problems = _field_problems(error)
     problems += _cross_problems(raw)
-    if settings and not problems:
-        problems += _refusals(settings)
     if settings is None or problems:
         in_order = sorted(problems, key=lambda problem: _line(problem.place, lines))
         raise SettingsError(_sentence(problem, name, lines) for problem in in_order)
     return settings
-
-
-def _refusals(settings: Settings) -> Iterator[_Problem]:
-    """What the driver, and then guard, would refuse: asked here, where a person is still at the file."""
-    from controller.guard import device_of
-    from controller.limits import prescription_from
-    from drivers.base import LimitError, PulseTrain
-    from drivers.stimulators import limits_of, refusals
-
-    box, n_problems = settings.stimulator, 0
-    keys = tuple(PulseTrain.__dataclass_fields__)
-    trains = [PulseTrain(**{key: getattr(train, key) for key in keys}) for train in settings.trains.values()]
-    try:
-        can = limits_of(box.driver, box.options)
-    except LimitError as error:
-        yield _Problem(("stimulator",), f": {error}")
-        return
-    for name, train, why in zip(settings.trains, trains, refusals(box.driver, box.options, trains), strict=True):
-        if train.current_ma * 1000 > can.max_current_ua:
-            n_problems += 1
-            words = f" = {train.current_ma} must be at most {can.max_current_ua / 1000:g} on {box.driver}"
-            yield _Problem(("trains", name, "current_ma"), words + (f" with ma_per_volt = {box.ma_per_volt:g}" if box.ma_per_volt else ""))
-        if why:
-            n_problems += 1
-            place = ("trains", name, key) if (key := why.split()[0]) in keys else ("trains", name)
-            yield _Problem(place, f": a {can.model} cannot give this train: {why}")
-    if not n_problems:
-        try:
-            prescription_from(guard_view(settings), device_of(can))
-        except ValueError as error:
-            yield _Problem(("stimulator", "driver"), f": with a {can.model} guard would not start: {error}")
 
 
 def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:

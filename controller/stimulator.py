@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from controller import devices, messages, settings
+from controller import devices, fits, messages, settings
 from controller.journal import JournalError, default_path
 from drivers.base import DriverError, FileFormatError
 from drivers.stimulators import STIMULATORS, limits_of
@@ -41,7 +41,7 @@ class NoPulseError(Exception):
 def command(args: argparse.Namespace, looked_at: LookedAt) -> int:
     """`calmloop stimulator test`; 0 = all that was asked for is well, 1 = something is not, 2 = wrong use."""
     try:
-        config = settings.load(args.config) if args.config else None
+        config = fits.together(settings.load(args.config), args.config) if args.config else None
         one = one_pulse(config, args.port) if args.pulse and config else None
     except settings.SettingsError as error:
         return refuse(args, str(error))

@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from controller import limits
+from controller import fits, limits
 from controller import settings as module
 from controller.settings import SettingsError, Train, check, figures, guard_view, load, parse, summary
 from controller.wire import DECODERS
@@ -169,7 +169,12 @@ def test_what_a_stimulator_that_cannot_be_asked_must_be_told(driver, options):
 @pytest.mark.parametrize(
     ("driver", "options", "changes", "words"),
     [
-        ("sciencemode2", {}, {}, "pulse_rate_hz: a RehaStim2 cannot give this train: pulse_rate_hz = 50.0 is not above 0 and at most 33"),
+        (
+            "sciencemode2",
+            {},
+            {},
+            "[trains.peroneal]: a RehaStim2 cannot give this train: pulse_rate_hz = 50.0 is not above 0 and at most 33",
+        ),
         ("sciencemode2", {}, {"pulse_rate_hz": 30.0, "interphase_gap_us": 50}, "interphase_gap_us = 50"),
         ("sciencemode2", {}, {"pulse_rate_hz": 30.0, "phase_width_us": 505, "current_ma": 18.0}, "phase_width_us = 505"),
         ("pulsepal", {"ma_per_volt": 1.0}, {}, "current_ma = 20.0 must be at most 10 on pulsepal with ma_per_volt = 1"),
@@ -181,7 +186,12 @@ def test_what_a_stimulator_that_cannot_be_asked_must_be_told(driver, options):
 def test_what_this_stimulator_cannot_give_is_said_where_a_person_is_at_the_file(driver, options, changes, words):
     raw = stimulator(driver, **options)
     raw["trains"]["peroneal"] |= changes
-    assert words in " ".join(problems(raw))
+    settings = build(raw)
+    assert words in " ".join(fits.problems(settings))
+    with pytest.raises(SettingsError, match="of x"):
+        fits.together(settings, "of x")
+    demo_settings = build(demo())
+    assert fits.together(demo_settings) is demo_settings
 
 
 @pytest.mark.safety("A7")
