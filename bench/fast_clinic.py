@@ -21,6 +21,7 @@ LEARN_S = 0.5
 RETRY_S = 0.01  # after a refusal: a machine that stalled must not cost twenty events
 FLOOR_UV = 800.0  # of the rules: a tenth of the burst, so that the high-pass filter's ringing behind it is no second spasm
 PLANT_MS = "CALMLOOP_BENCH_PLANT_MS"  # how `bench.latency --plant-ms` reaches `bench.bed_loop`; no product code reads it
+MORE_TRAINS = 20  # half a second's trains; here as there a disk that needs longer ends stimulation
 TRAIN_MS, PULSE_RATE_HZ = 1, 100.0  # one pulse a train; guard's train lasts one period, 10 ms
 
 PRESCRIPTION = {"look_dead_ms": REST_MS, "look_ms": REST_MS, "refractory_s": REST_MS / 1000}
@@ -28,7 +29,7 @@ TRAIN = {"duration_ms": TRAIN_MS, "ramp_up_ms": 0, "taper_ms": 0, "pulse_rate_hz
 WORDS = (
     f"dose windows are {SPEED} times shorter (a minute is {MINUTE_NS / 1e6:.3g} ms) with the same counts; refractory time, dead time and "
     f"look are {REST_MS} ms each; trains are one pulse; a spasm is over after {RULE_OFF_S * 1000:g} ms of quiet; the rules' floor is "
-    f"{FLOOR_UV:g} uV; every check of guard is on"
+    f"{FLOOR_UV:g} uV; {MORE_TRAINS} trains may wait for the disk; every check of guard is on"
 )
 
 
@@ -42,8 +43,9 @@ def hurry(config: Any) -> Any:
 
 def hurry_guard() -> None:
     """Guard's clock and its own hard limits; before `controller.guard.main`."""
-    from controller import limits, supervisor
+    from controller import guard, limits, supervisor
 
+    _set(guard, MORE_TRAINS=MORE_TRAINS)
     for module in (limits, supervisor):
         _set(module, MINUTE=MINUTE_NS)
     rest_ns = REST_MS * 1_000_000

@@ -408,7 +408,7 @@ class Guard:
             self.take(Event(Kind.BAD_INPUT, now, text=f"message of {len(data)} bytes from the loop"))
             return
         if m.kind == messages.REQUEST:
-            self.take(Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level))  # the same fields in the same order, but for `ok`
+            self.take(request(m, now))
         elif m.kind == messages.HEARTBEAT:
             self.take(Event(Kind.HEARTBEAT, now, m.issued_ns, m.sample_ns, ok=m.ok == 1))
         else:
@@ -423,7 +423,8 @@ class Guard:
         if self.waits_for_a_spasm:
             t = s.prescription.trains[0]
             number = s.last_number + 1
-            copy(s).step(Event(Kind.REQUEST, now, now, now, number, number, 0, t.current_ua, t.duration_us, Cause.EMG))
+            data = messages.ToGuard(messages.REQUEST, now, now, number, number, 0, t.current_ua, t.duration_us, Cause.EMG).pack()
+            copy(s).step(request(messages.unpack_to_guard(data), now))
 
     @property
     def waits_for_a_spasm(self) -> bool:
@@ -627,6 +628,11 @@ class Guard:
             "realtime": self.got,
             "pid": os.getpid(),
         }
+
+
+def request(m: messages.ToGuard, now: int) -> Event:
+    """The loop's request as the supervisor hears it: the same fields in the same order, but for `ok`."""
+    return Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level)
 
 
 def printable(text: str) -> str:
