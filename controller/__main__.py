@@ -125,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument(
         "--floor", type=float, default=None, help="smaller activity than this is no spasm, in the file's unit after conversion"
     )
-    replay.add_argument("--threshold", type=float, default=30.0, help="of the CUSUM, nats (default 30)")
+    replay.add_argument("--false-alarms-per-h", type=float, default=0.04, help="in an hour of quiet (default 0.04: one a day)")
     replay.add_argument("--noise-time", type=float, default=30.0, help="memory of the noise model, s (default 30)")
     replay.add_argument("--high-pass", type=float, default=80.0, help="Hz (default 80)")
     replay.add_argument("--off-ratio", type=float, default=1.5, help="active until the envelope is below this many times the noise")

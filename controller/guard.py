@@ -422,7 +422,7 @@ class Guard:
         s, now = self.supervisor, monotonic_ns()
         if self.waits_for_a_spasm:
             t = s.prescription.trains[0]
-            number = s.last_number + 1
+            number = (s.last_number + 1) % (1 << 63)  # a loop that is wrong may have used up all that a message can hold
             data = messages.ToGuard(messages.REQUEST, now, now, number, number, 0, t.current_ua, t.duration_us, Cause.EMG).pack()
             copy(s).step(request(messages.unpack_to_guard(data), now))
 

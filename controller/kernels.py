@@ -12,33 +12,49 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
+from controller import noise
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 
 # What a rule says after each step, a row of `DetectorState.seen`. LEVEL is how strong its muscle was in the look after the last train:
-# EMG: pooled root mean square in µV, high-passed; force: mean height above the baseline; NaN until the whole look was seen.
-ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY, LEVEL = range(8)
-N_SEEN = 8
+# EMG: pooled root mean square in µV, high-passed; force: mean height above the baseline; NaN until the whole look was seen. VETO is why it
+# says nothing although there is evidence, or why there can be none.
+ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY, LEVEL, VETO = range(9)
+N_SEEN = 9
+NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VETO_BRIEF, VETO_SLOW, VETO_INTENT = range(10)
+RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
-# lower quantile of the block energies, and what it falls short of the mean by for Gaussian noise of about 80 degrees of freedom a block
-NOISE_QUANTILE = 0.3
-NOISE_CORRECTION = 1.09
-CAP_NATS = 6.0  # one sample adds at most this (detection notes, section 7); a large outlier still rings through the filter for several
+CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
+LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
+MAX_DESIGNS = 4
+# A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
+LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
+LF_RATIO, LF_SHARE = (
+    6.0,
+    0.25,
+)  # slow swings beyond this many times rest, and no mere leak of strong EMG (share of power), are motion, or a heart
+MAINS_RATIO = 0.5  # what is left of mains after the period before is taken away, of twice its power; of EMG all is left
 
 # of both kinds of rules: samples of a look; how many were seen, their sum, the stamp that they must be above
 _LOOK = [("look_samples", np.int64), ("looked", np.int64), ("look_sum", np.float64), ("look_from_s", np.float64)]
 EMG_RULE = np.dtype(
     [
         # settings
-        *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks")),
-        *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples")),
-        *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s")),
+        *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks", "frozen", "intent_column")),
+        *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples", "flat_samples", "sure_samples", "motion_samples")),
+        *((name, np.int64) for name in ("mains_samples", "rise_samples", "intent_samples")),
+        *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s", "lf_step", "slow_step")),
+        *((name, np.float64) for name in ("mains_step", "fast_step", "rise_low", "rise_high", "intent_uv")),
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
-        *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s")),
+        *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
+        *((name, np.int64) for name in ("rising", "rise", "fallen", "intent", "why_bad", "since_swing", "swing_gap")),
+        *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
+        *((name, np.float64) for name in ("mains_left", "mains_all", "sure")),
         *_LOOK,
     ],
     align=True,
@@ -63,12 +79,27 @@ class DetectorState(NamedTuple):
     emg : (n_emg_rules,) EMG_RULE
     columns : (n_emg_rules, c) int64
         Which channels of the stream a rule pools.
-    sos : (n_emg_rules, k, 6) float64; z : (n_emg_rules, k, c, 2) float64
-        High-pass sections and their memory.
+    sos : (n_emg_rules, k, 6) float64; z, zi : (n_emg_rules, k, c, 2), (n_emg_rules, k, 2) float64
+        High-pass sections, their memory, and what it is after a constant 1.
+    slow : (n_emg_rules, c, 3) float64
+        Averages of the raw signal with 1 s, and with 10 ms twice.
+    raw : (n_emg_rules, c, 2) float64
+        The last raw sample and for how many samples it has not changed.
+    mains : (n_emg_rules, w, c) float64
+        One period of the mains.
     noise_blocks : (n_emg_rules, m, c) float64; block_sum, noise_var : (n_emg_rules, c) float64, µV²
-        Mean squares of the last blocks, the one being filled, the noise model.
-    gain, bias : (n_emg_rules, r) float64
-        Per design ratio R: 0.5 (1 - 1/R) and 0.5 ln R, so that a sample's ratio is gain x²/σ² - bias.
+        Mean squares of the last blocks, the one being filled, rest's variance. scale : (n_emg_rules, c) float64, 1 / its root
+
+    lag_sum, lag, spasm_lag : (n_emg_rules, LAGS) float64
+        Autocovariance of the components: of the block, of rest; and that of a spasm of variance 1.
+    cross_sum, cross, mix : (n_emg_rules, c, c) float64
+        Covariance of the components, of the block and of rest; what makes components of channels divided by their rest.
+    past : (n_emg_rules, c, 2 LAGS) float64
+        The last samples of each component, twice, so that they stand in a row somewhere.
+    ar : (n_emg_rules, c, LAGS, r + 1); precision, bias : (n_emg_rules, c, r + 1) float64
+        Of each component the predictors of rest and of each design, 1 / (2 variance) of the residual, and half the log of that variance.
+    ratio : (n_emg_rules, r) float64
+        Design ratios, in power. scratch : (n_emg_rules, 3, LAGS or more) float64
     cusum, cusum_start_s : (n_emg_rules, r) float64
         Page's statistic and when it last left zero (the estimate of the onset).
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
@@ -81,11 +112,26 @@ class DetectorState(NamedTuple):
     columns: NDArray[np.int64]
     sos: NDArray[np.float64]
     z: NDArray[np.float64]
+    zi: NDArray[np.float64]
+    slow: NDArray[np.float64]
+    raw: NDArray[np.float64]
+    mains: NDArray[np.float64]
     noise_blocks: NDArray[np.float64]
     block_sum: NDArray[np.float64]
+    scale: NDArray[np.float64]
     noise_var: NDArray[np.float64]
-    gain: NDArray[np.float64]
+    lag_sum: NDArray[np.float64]
+    lag: NDArray[np.float64]
+    spasm_lag: NDArray[np.float64]
+    cross_sum: NDArray[np.float64]
+    cross: NDArray[np.float64]
+    mix: NDArray[np.float64]
+    past: NDArray[np.float64]
+    ar: NDArray[np.float64]
+    precision: NDArray[np.float64]
     bias: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    scratch: NDArray[np.float64]
     cusum: NDArray[np.float64]
     cusum_start_s: NDArray[np.float64]
     force: NDArray[np.void]
@@ -110,88 +156,72 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
         noise_var = max(np.mean(s.noise_var[i, : rule.n_channels]), rule.floor_var)
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
         seen[STATISTIC], seen[THRESHOLD] = np.max(s.cusum[i, : rule.n_designs]), rule.threshold
-        seen[ENVELOPE], seen[LEVEL] = np.sqrt(rule.envelope * noise_var), np.sqrt(_level(rule))
+        seen[ENVELOPE], seen[LEVEL], seen[VETO] = np.sqrt(rule.envelope * noise_var), np.sqrt(_level(rule)), rule.veto
     for i in range(s.force.shape[0]):
         rule, seen = s.force[i], s.seen[n_emg_rules + i]
         _look_from(rule, look_from_s)
         _force_update(s, i, force, force_t_s, hold_until_s)
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
         seen[STATISTIC], seen[THRESHOLD], seen[ENVELOPE] = rule.smooth - rule.baseline, rule.threshold, rule.rate
-        seen[LEVEL] = _level(rule)
+        seen[LEVEL], seen[VETO] = _level(rule), NO_VETO
 
 
 @njit(cache=True, nogil=True)
 def _emg_update(s, i, x_uv, t_s, hold_until_s):
-    """Pooled CUSUM on the energy log-likelihood ratio of the channels of one muscle."""
-    rule, columns, sos, z = s.emg[i], s.columns[i], s.sos[i], s.z[i]
-    block_sum, noise_var = s.block_sum[i], s.noise_var[i]
-    gain, bias, cusum, cusum_start_s = s.gain[i], s.bias[i], s.cusum[i], s.cusum_start_s[i]
-    n_channels, n_designs = rule.n_channels, rule.n_designs
+    """Page's CUSUM on the log-likelihood ratio of rest and rest with a spasm, over all channels of one muscle."""
+    # parts of the state by themselves: to hand on all of it at each sample would cost more than the work
+    rule, columns, scale, cusum, start_s = s.emg[i], s.columns[i], s.scale[i], s.cusum[i], s.cusum_start_s[i]
+    sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
+    mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
+    ar, precision, bias, u, e = s.ar[i], s.precision[i], s.bias[i], s.scratch[i, 2], s.scratch[i, 3]
+    c, n_designs = rule.n_channels, rule.n_designs
     for k in range(x_uv.shape[0]):
-        now = t_s[k]
-        # counted in samples, not by the stamps, which may be what is wrong
-        rule.bad = max(0, rule.bad - 1)
+        now, x = t_s[k], x_uv[k]
+        rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
         if abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0:
-            rule.bad = rule.bad_samples
+            rule.bad, rule.why_bad = rule.bad_samples, VETO_GAP
         rule.last_s = now
-        learnt = rule.blocks >= rule.min_blocks
-        energy = power = 0.0
-        for ch in range(n_channels):
-            y = x_uv[k, columns[ch]]
-            if not abs(y) < MAX_UV:  # NaN too
-                y = 0.0
-                rule.bad = rule.bad_samples
-            for q in range(sos.shape[0]):
-                w = y
-                y = sos[q, 0] * w + z[q, ch, 0]
-                z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
-                z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
-            power += y * y
-            block_sum[ch] += y * y
-            u = y * y / max(noise_var[ch], rule.floor_var)
-            energy += u
-            if learnt:
-                for r in range(n_designs):
-                    cusum[r] += min(gain[r] * u - bias[r], CAP_NATS)
-        rule.in_block += 1
-
-        bad = rule.bad > 0
-        if bad or now <= hold_until_s:
+        swing = _raw(rule, c, columns, scale, raw, slow, x)
+        if rule.bad > 0 or now <= hold_until_s:
             rule.held = 1
-            rule.quality = QUALITY_BAD if bad else QUALITY_HELD
-            _forget(rule, cusum, cusum_start_s, block_sum, now)
+            rule.quality = QUALITY_BAD if rule.bad > 0 else QUALITY_HELD
+            rule.veto = rule.why_bad if rule.bad > 0 else NO_VETO
+            _hold(s, i, now)
             continue
+        power = _high_pass(rule.held, c, columns, scale, sos, z, zi, block_sum, x, u)
         if rule.held:
             rule.held = 0
-            _forget(rule, cusum, cusum_start_s, block_sum, now)
             continue
-        rule.envelope += rule.envelope_step * (energy / n_channels - rule.envelope)
-        _look(rule, now, power / n_channels)
-
+        _look(rule, now, power / c)
+        energy = _components(rule, c, mix, past, mains, lag_sum, cross_sum, u)
+        rule.envelope += rule.envelope_step * (energy - rule.envelope)
+        _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
             if not rule.active or rule.active_samples > rule.adopt_samples:
-                _learn(rule, s.noise_blocks[i], block_sum, noise_var)
-            block_sum[:] = 0.0
-            rule.in_block = 0
+                noise.learn(s, i)
+            _new_block(s, i)
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
             continue
         rule.quality = QUALITY_OK
 
+        _evidence(c, rule.at, past, ar, precision, bias, e)
         hit = -1
         for r in range(n_designs):
+            cusum[r] = min(cusum[r] + e[r], 2.0 * rule.threshold)
             if cusum[r] <= 0.0:
                 cusum[r] = 0.0
-                cusum_start_s[r] = now
+                start_s[r] = now
             elif cusum[r] >= rule.threshold and hit < 0:
                 hit = r
+        rule.veto = _veto(rule, hit >= 0, energy)
         if not rule.active:
-            if hit >= 0:
+            if hit >= 0 and rule.veto == NO_VETO:
                 rule.active = 1
                 rule.below = 0
                 rule.active_samples = 0
-                rule.onset_s = cusum_start_s[hit]
+                rule.onset_s = start_s[hit]
                 rule.decided_s = now
         else:
             rule.active_samples += 1
@@ -200,20 +230,179 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                 rule.active = 0
                 rule.offset_s = now
                 cusum[:] = 0.0
-                cusum_start_s[:] = now
-        for r in range(n_designs):
-            cusum[r] = min(cusum[r], 2.0 * rule.threshold)
+                start_s[:] = now
+                rule.loud = 0.0
 
 
 @njit(cache=True, nogil=True)
-def _forget(rule, cusum, cusum_start_s, block_sum, now):
-    cusum[:] = 0.0
-    cusum_start_s[:] = now
-    block_sum[:] = 0.0
-    rule.in_block = 0
+def _raw(rule, c, columns, scale, raw, slow, x):
+    """Look at the samples as they come: no number, beyond all EMG, unchanged for too long; returns the slow swing, in sigma of rest."""
+    swing = 0.0
+    for ch in range(c):
+        y = x[columns[ch]]
+        if not abs(y) < MAX_UV:  # NaN too
+            rule.bad, rule.why_bad = rule.bad_samples, VETO_VALUE
+            continue
+        raw[ch, 1] = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
+        raw[ch, 0] = y
+        if raw[ch, 1] >= rule.flat_samples:
+            rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
+        if rule.held:
+            slow[ch] = y  # what comes after starts from where it is
+            continue
+        slow[ch, 0] += rule.slow_step * (y - slow[ch, 0])
+        slow[ch, 1] += rule.lf_step * (y - slow[ch, 1])
+        slow[ch, 2] += rule.lf_step * (slow[ch, 1] - slow[ch, 2])
+        swing = max(swing, abs(slow[ch, 2] - slow[ch, 0]) * scale[ch])
+    if rule.intent_column >= 0:
+        rule.intent = rule.intent_samples if abs(x[rule.intent_column]) >= rule.intent_uv else max(0, rule.intent - 1)
+    return swing
+
+
+@njit(cache=True, nogil=True)
+def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
+    """High-passed channels, divided by rest, into `u`; returns the sum of their squares in µV². After a hold it starts from rest."""
+    power = 0.0
+    for ch in range(c):
+        y = x[columns[ch]]
+        for q in range(sos.shape[0]):
+            if held:
+                z[q, ch, 0], z[q, ch, 1] = zi[q, 0] * y, zi[q, 1] * y
+            w = y
+            y = sos[q, 0] * w + z[q, ch, 0]
+            z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
+            z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
+        power += y * y
+        block_sum[ch] += y * y
+        u[ch] = y * scale[ch]
+    return power
+
+
+@njit(cache=True, nogil=True)
+def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
+    """Independent components into `past`, their sums for the block, what repeats with the mains; returns the mean square of `u`."""
+    at, w, energy, left, whole = rule.at, rule.mains_at, 0.0, 0.0, 0.0
+    newest = at + LAGS
+    for m in range(c):
+        v = 0.0
+        for ch in range(c):
+            v += mix[m, ch] * u[ch]
+        past[m, at] = past[m, newest] = v
+        before, now = mains[w, m], u[m]
+        energy += now * now
+        left += (now - before) * (now - before)
+        whole += now * now + before * before
+        mains[w, m] = now
+    m = rule.block % c  # one component a block tells of the spectrum that all share; all its samples, or no model could be made of it
+    for j in range(LAGS):
+        lag_sum[j] += past[m, newest] * past[m, newest - j]
+    if rule.in_block % noise.SPARSE == 0:
+        for m in range(c):
+            for k in range(c):
+                cross_sum[m, k] += past[m, newest] * past[k, newest]
+    rule.in_block += 1
+    rule.at = at + 1 if at + 1 < LAGS else 0
+    rule.mains_at = w + 1 if w + 1 < rule.mains_samples else 0
+    rule.mains_left += rule.mains_step * (left - rule.mains_left)
+    rule.mains_all += rule.mains_step * (whole - rule.mains_all)
+    return energy / c
+
+
+@njit(cache=True, nogil=True)
+def _evidence(c, first, past, ar, precision, bias, e):
+    """Log-likelihood ratio of the newest sample under each design, into `e`; `first` is where the oldest of the last `LAGS` stands.
+
+    Rest and four designs by name, so that they lie in registers.
+    """
+    e0 = e1 = e2 = e3 = 0.0
+    for m in range(c):
+        y = a = b = d = f = g = 0.0
+        for j in range(LAGS):
+            y = past[m, first + j]
+            a += ar[m, j, 0] * y
+            b += ar[m, j, 1] * y
+            d += ar[m, j, 2] * y
+            f += ar[m, j, 3] * y
+            g += ar[m, j, 4] * y
+        rest = a * a * precision[m, 0] + bias[m, 0]
+        e0 += min(rest - b * b * precision[m, 1] - bias[m, 1], CAP_NATS)
+        e1 += min(rest - d * d * precision[m, 2] - bias[m, 2], CAP_NATS)
+        e2 += min(rest - f * f * precision[m, 3] - bias[m, 3], CAP_NATS)
+        e3 += min(rest - g * g * precision[m, 4] - bias[m, 4], CAP_NATS)
+    e[0], e[1], e[2], e[3] = e0, e1, e2, e3
+
+
+@njit(cache=True, nogil=True)
+def _swings(rule, swing):
+    """Count down a motion; one that comes at the pace of a heart, three times, is one."""
+    rule.since_swing += 1
+    if swing > LF_RATIO and swing * swing > LF_SHARE * rule.fast:
+        if rule.motion == 0:
+            gap = rule.since_swing
+            regular = abs(gap - rule.swing_gap) < 0.15 * rule.swing_gap
+            rule.beats = rule.beats + 1 if regular else 0
+            rule.swing_gap, rule.since_swing = gap, 0
+        rule.motion = 2 * rule.motion_samples
+    elif rule.motion > 0:
+        rule.motion -= 1
+
+
+@njit(cache=True, nogil=True)
+def _veto(rule, hit, energy):
+    """Why what was found is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
+    rule.loud = min(
+        max(rule.loud + (LOUD_NATS if energy > 1.0 + LOUD * np.sqrt(2.0 / rule.n_channels) else SOFT_NATS), 0.0), LOUD_CAP * rule.sure
+    )
+    rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.sure else 0
+    rule.fast += rule.fast_step * (energy - rule.fast)
+    rule.fallen = rule.fallen + 1 if rule.fast < rule.rise_low else 0
+    if rule.rise == RISE_UNKNOWN and rule.rising == 0 and rule.fallen > 0:
+        pass  # at rest
+    elif rule.fallen > rule.rise_samples:
+        rule.rising, rule.rise = 0, RISE_UNKNOWN
+    else:
+        rule.rising += 1
+        if rule.rise == RISE_UNKNOWN and rule.fast >= rule.rise_high:
+            rule.rise = RISE_ABRUPT
+        elif rule.rise == RISE_UNKNOWN and rule.rising >= rule.rise_samples:
+            rule.rise = RISE_SLOW
+    if not hit:
+        return NO_VETO
+    if rule.intent > 0:
+        return VETO_INTENT
+    if rule.motion > 0 and rule.loud_run < rule.motion_samples:
+        return VETO_ECG if rule.beats >= 2 else VETO_MOTION
+    if rule.mains_left < MAINS_RATIO * rule.mains_all:
+        return VETO_MAINS
+    if rule.loud_run < rule.sure_samples:
+        return VETO_BRIEF
+    if rule.rise_samples > 0 and rule.rise != RISE_ABRUPT:
+        return VETO_SLOW
+    return NO_VETO
+
+
+@njit(cache=True, nogil=True)
+def _hold(s, i, now):
+    """Nothing was seen; what an active rule waits for begins anew."""
+    rule = s.emg[i]
+    if rule.active or rule.bad > 0:
+        s.cusum[i, :] = 0.0
+        s.cusum_start_s[i, :] = now
+        rule.loud = 0.0
+        rule.loud_run = 0
+        rule.envelope = 0.0
     rule.below = 0
-    rule.envelope = 0.0
+    s.past[i, :] = 0.0
+    _new_block(s, i)
     _look_anew(rule)
+
+
+@njit(cache=True, nogil=True)
+def _new_block(s, i):
+    s.block_sum[i, :] = 0.0
+    s.lag_sum[i, :] = 0.0
+    s.cross_sum[i, :] = 0.0
+    s.emg[i].in_block = 0
 
 
 @njit(cache=True, nogil=True)
@@ -240,17 +429,6 @@ def _look(rule, now, value):
 @njit(cache=True, nogil=True)
 def _level(rule):
     return rule.look_sum / rule.looked if rule.looked == rule.look_samples else np.nan
-
-
-@njit(cache=True, nogil=True)
-def _learn(rule, noise_blocks, block_sum, noise_var):
-    for ch in range(rule.n_channels):
-        noise_blocks[rule.block, ch] = block_sum[ch] / rule.block_samples
-    rule.block = (rule.block + 1) % rule.n_blocks
-    rule.blocks = min(rule.blocks + 1, rule.n_blocks)
-    for ch in range(rule.n_channels):
-        ordered = np.sort(noise_blocks[: rule.blocks, ch])
-        noise_var[ch] = ordered[int(NOISE_QUANTILE * (rule.blocks - 1))] * NOISE_CORRECTION
 
 
 @njit(cache=True, nogil=True)

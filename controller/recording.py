@@ -46,7 +46,7 @@ CYCLE = np.dtype(
     align=True,
 )
 TIME_FIELDS = ("sample_s", "onset_s", "evidence_s")
-DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality", "level")  # as kernels.ACTIVE..LEVEL
+DETECTION_FIELDS = ("active", "onset", "decided", "statistic", "threshold", "envelope", "quality", "level", "veto")  # as in kernels
 FEEDBACK_FIELDS = ("code", "time", "request")
 
 

@@ -155,7 +155,9 @@ def _check_frame(session: recording.Session, result: Result) -> None:
 
 
 # --- other recordings -------------------------------------------------------------------------------------------------------------
-def settings_for(rec: Recording, floor_uv: float, threshold: float, noise_time_s: float, high_pass_hz: float, off_ratio: float) -> Settings:
+def settings_for(
+    rec: Recording, floor_uv: float, false_alarms_per_h: float, noise_time_s: float, high_pass_hz: float, off_ratio: float
+) -> Settings:
     """Settings that listen to every EMG channel of a recording as one muscle.
 
     Raises
@@ -176,7 +178,7 @@ name = "all channels"
 channels = [{channels}]
 train = "replay"
 high_pass_hz = {high_pass_hz!r}
-threshold = {threshold!r}
+false_alarms_per_h = {false_alarms_per_h!r}
 floor_uv = {floor_uv!r}
 noise_time_s = {noise_time_s!r}
 off_ratio = {off_ratio!r}
@@ -300,7 +302,7 @@ def _load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Setting
         options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
     rec = files.load(path, **options)
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
-    return rec, settings_for(rec, floor, args.threshold, args.noise_time, args.high_pass, args.off_ratio), options
+    return rec, settings_for(rec, floor, args.false_alarms_per_h, args.noise_time, args.high_pass, args.off_ratio), options
 
 
 def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:

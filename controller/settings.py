@@ -149,7 +149,11 @@ Channels = Annotated[
 Ratios = Annotated[
     tuple[Annotated[float, Field(ge=0.0, le=40.0)], ...],
     AfterValidator(_different),
-    Field(strict=False, min_length=1, max_length=8, title="a list of 1 to 8 different numbers, at least 0 and at most 40 dB"),
+    Field(strict=False, min_length=1, max_length=4, title="a list of 1 to 4 different numbers, at least 0 and at most 40 dB"),
+]
+Noise = Annotated[
+    tuple[Annotated[float, Field(ge=0.01, le=5000.0)], ...],
+    Field(strict=False, max_length=64, title="a list of numbers, at least 0.01 and at most 5000 uV, one for each channel; empty = learnt"),
 ]
 Cpus = Annotated[
     tuple[Annotated[int, Field(ge=0, le=1023)], ...],
@@ -204,11 +208,21 @@ class EmgRule(Table):
     channels: Channels = Field(description="channels of [emg] over one muscle; they are pooled")
     train: Text = Field(description="the train of [trains] that answers")
     high_pass_hz: float = Field(ge=10.0, le=500.0, description="keeps ECG and movement out; 80 Hz removes nearly all ECG")
-    threshold: float = Field(ge=1.0, le=1000.0, description="of the CUSUM, in nats; higher = fewer false alarms, later")
+    false_alarms_per_h: float = Field(ge=0.0001, le=3600.0, description="in an hour of quiet, at most; fewer = later")
     floor_uv: float = Field(ge=0.0, le=5000.0, description="smaller activity is never a spasm; surface EMG ends at about 5 mV")
     noise_time_s: float = Field(ge=0.5, le=600.0, description="memory of the adaptive noise model")
     off_ratio: float = Field(ge=1.1, le=20.0, description="active until the envelope falls below this many times the noise")
-    design_snr_db: Ratios = Field(default=(4.0, 9.0, 15.0), description="spasm-to-noise ratios that the CUSUM is designed for")
+    design_snr_db: Ratios = Field(default=(2.0, 6.0, 11.0, 17.0), description="spasm-to-noise ratios that the CUSUM is designed for")
+    noise_uv: Noise = Field(default=(), description="root mean square of rest above the high-pass, per channel; empty = learnt as it goes")
+    mains_hz: float = Field(
+        default=50.0, ge=0.0, le=400.0, description="frequency of the power line, told from a spasm; 0 = not looked for"
+    )
+    rise_ms: float = Field(default=0.0, ge=0.0, le=500.0, description="a spasm rises to rise_ratio within this; 0 = however it rises")
+    rise_ratio: float = Field(default=2.5, ge=1.5, le=30.0, description="root mean square that an abrupt rise reaches, in rest's")
+    intent_channel: TextOrNone = Field(
+        default="", description="channel of [emg] that is active when the person moves on purpose; empty = none"
+    )
+    intent_uv: float = Field(default=50.0, ge=1.0, le=5000.0, description="a sample of intent_channel beyond this is on purpose, for 0.5 s")
 
 
 class ForceRule(Table):
@@ -579,6 +593,17 @@ def _sound(table: type[_AnyTable], raw: object) -> _AnyTable | None:
         return None
 
 
+def _emg_rule_problems(place: tuple[str | int, ...], rule: EmgRule, stream: Stream) -> Iterator[_Problem]:
+    if rule.noise_uv and len(rule.noise_uv) != len(rule.channels):
+        yield _Problem(
+            (*place, "noise_uv"), f" has {len(rule.noise_uv)} values and must have {len(rule.channels)}, one for each of channels"
+        )
+    if rule.intent_channel and rule.intent_channel not in stream.channels:
+        yield _unknown((*place, "intent_channel"), rule.intent_channel, "[emg] channels", stream.channels)
+    elif rule.intent_channel in rule.channels:
+        yield _Problem((*place, "intent_channel"), f" = {_toml(rule.intent_channel)} must be none of the rule's own channels")
+
+
 def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
     """Check what tables mean to each other, as far as each is sound by itself: so one run names mistakes of both kinds."""
     raw_trains = raw["trains"] if isinstance(raw.get("trains"), dict) else {}
@@ -638,6 +663,8 @@ def _rule_problems(raw: dict[str, Any], table: str, stream: Stream | None, train
             for channel in channels:
                 if channel not in stream.channels:
                     yield _unknown((*place, key), channel, f"[{table}] channels", stream.channels)
+            if isinstance(rule, EmgRule):
+                yield from _emg_rule_problems(place, rule, stream)
         if isinstance(rule, EmgRule) and isinstance(stream, EmgStream):
             highest_hz = MAX_HIGH_PASS_OF_SAMPLE_RATE * stream.sample_rate_hz
             if rule.high_pass_hz >= highest_hz:
@@ -853,8 +880,9 @@ def sentences(settings: Settings, path: str | Path) -> str:
     lines += ["", "Rules"]
     for rule in settings.emg_rules:
         lines += [
-            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, give {rule.threshold:g} nats of evidence",
-            f'    for a spasm and exceed {rule.floor_uv:g} uV, the answer is "{rule.train}"; the spasm is over when the envelope',
+            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule that",
+            f"    gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
+            f'    and exceed {rule.floor_uv:g} uV, the answer is "{rule.train}"; the spasm is over when the envelope',
             f"    falls below {rule.off_ratio:g} x the noise (memory {rule.noise_time_s:g} s)",
         ]
     for law in settings.force_rules:

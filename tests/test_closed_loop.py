@@ -112,7 +112,9 @@ def test_a_changed_decision_is_found_and_named(demo_result, tmp_path):
     copy = tmp_path / "changed"
     copy.mkdir()
     (copy / "signals.xdf").write_bytes((folder / "signals.xdf").read_bytes())
-    (copy / "settings.toml").write_text((folder / "settings.toml").read_text().replace("threshold = 30.0", "threshold = 31.0"))
+    (copy / "settings.toml").write_text(
+        (folder / "settings.toml").read_text().replace("false_alarms_per_h = 0.04", "false_alarms_per_h = 0.03")
+    )
     answer = calmloop("replay", str(copy), "--json")
     assert answer.returncode == 1
     difference = json.loads(answer.stdout)["first_difference"]

@@ -335,7 +335,7 @@ def test_replay_of_a_file_prints_its_settings_and_detections(tmp_path):
     assert answer.returncode == 0, answer.stderr
     result = json.loads(answer.stdout)
     assert [round(d["onset_s"], 1) for d in result["detections"]] == [6.0]
-    assert result["settings"]["threshold"] == 30.0
+    assert result["settings"]["false_alarms_per_h"] == 0.04
     assert "1 detections" in calmloop("replay", str(tmp_path / "rec.npz"), "--unit", "V").stdout
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.signal import butter, sosfilt
 
 from controller import replay, settings
-from controller.detector import SpasmDetector
+from controller.detector import ALARM_RATE, SpasmDetector, threshold_nats
 from drivers.base import Chunk
 from drivers.sources import files
 
@@ -157,6 +157,112 @@ def replace_floor(config, floor_uv):
     return config.model_copy(update={"emg_rules": (rule,)})
 
 
+# --- vetoes -------------------------------------------------------------------------------------------------------------------------
+def rule_with(**fields):
+    rule = CONFIG.emg_rules[0].model_copy(update=fields)
+    return CONFIG.model_copy(update={"emg_rules": (rule,)})
+
+
+def vetoes(emg_uv, from_s, to_s, config=CONFIG):
+    """What the first rule was told between these times, sample by sample."""
+    detector, out = SpasmDetector(config), set()
+    edges = [0, *range(round(from_s * RATE_HZ), round(to_s * RATE_HZ)), len(emg_uv)]
+    for p, q in itertools.pairwise(edges):
+        t_s = 100.0 + np.arange(p, q) / RATE_HZ
+        d = detector.update(Chunk(np.ascontiguousarray(emg_uv[p:q]), t_s, np.zeros((0, 1)), np.zeros(0), np.zeros((0, 3)), 0), 0.0)[0]
+        if q < len(emg_uv):
+            out.add(d.veto)
+    return out - {""}
+
+
+def test_cable_steps_are_motion():
+    x = emg_noise(np.random.default_rng(20), 30, 8.0)
+    for k in range(5, 29, 2):
+        x[k * RATE_HZ :] += 200.0 * (-1) ** k  # 25 times the noise
+    assert run(x, block=50) == []
+    assert "motion" in vetoes(x, 7.0, 7.1)
+
+
+def test_a_heart_is_no_spasm_and_is_called_by_its_name():
+    x = emg_noise(np.random.default_rng(21), 30, 8.0)
+    t = np.arange(len(x)) / RATE_HZ
+    beat = (t + 0.4) % 0.857 - 0.4  # 70 a minute
+    x += (64.0 * (np.exp(-((beat / 0.012) ** 2)) - 0.35 * np.exp(-(((beat - 0.025) / 0.012) ** 2))))[:, None]
+    assert run(x, block=50) == []
+    assert vetoes(x, 20.0, 25.0) <= {"ecg"}
+
+
+def test_mains_that_doubles_is_no_spasm():
+    x = emg_noise(np.random.default_rng(22), 30, 8.0)
+    t = np.arange(len(x)) / RATE_HZ
+    hum = sum(np.sin(2 * np.pi * 50 * k * t + k) / k for k in (1, 2, 3, 5))
+    x += (29.0 * hum * np.where(t < 15, 1, 2))[:, None]
+    assert run(x, block=50) == []
+    assert vetoes(x, 15.0, 15.2) == {"mains"}
+    assert run(x, block=50, config=rule_with(mains_hz=0.0))
+
+
+@pytest.mark.parametrize("rail_uv", [0.0, 5000.0, 330_000.0])
+def test_a_lead_that_is_off_is_no_spasm_and_the_next_one_is_found_within_a_second(rail_uv):
+    x = with_spasms(np.random.default_rng(23), 20, [11.3])
+    x[20_000:20_600, 0] = rail_uv  # from 10.0 to 10.3 s
+    assert [round(decided, 1) for decided, _ in run(x, block=50)] == [11.3]
+    assert vetoes(x, 10.1, 10.2) == {"flat"}
+
+
+def test_a_spike_is_too_brief():
+    x = emg_noise(np.random.default_rng(24), 12, 8.0)
+    x[20_000, :2] += 150.0
+    assert run(x, block=50) == []
+    assert vetoes(x, 9.99, 10.1) == {"too brief"}
+
+
+def test_movement_on_purpose_keeps_the_rule_quiet():
+    x = with_spasms(np.random.default_rng(25), 20, [6.0, 12.0])
+    x[round(5.8 * RATE_HZ) : round(7.0 * RATE_HZ), 2] *= 20.0
+    config = rule_with(intent_channel=CONFIG.emg.channels[2], intent_uv=100.0)
+    assert [round(decided) for decided, _ in run(x, config=config)] == [12]
+
+
+def test_the_gate_lets_abrupt_spasms_pass_and_slow_ramps_not():
+    rng = np.random.default_rng(26)
+    x = with_spasms(rng, 40, [6.0, 12.0, 18.0], noise_uv=8.0, spasm_uv=40.0)
+    ramp = emg_noise(rng, 3, 40.0, 30, 300)[RATE_HZ:] * np.linspace(0, 1, 2 * RATE_HZ)[:, None]
+    for at_s in (24, 29, 34):
+        x[at_s * RATE_HZ : (at_s + 2) * RATE_HZ] += ramp
+    gated = rule_with(rise_ms=40.0)
+    assert [round(decided) for decided, _ in run(x, config=gated)] == [6, 12, 18]
+    assert len(run(x)) >= 6
+    assert vetoes(x, 24.0, 26.0, gated) == {"rises slowly"}
+
+
+def test_noise_that_channels_share_counts_once():
+    rng = np.random.default_rng(27)
+    x = emg_noise(rng, 90, 6.0)
+    x[:, :2] += emg_noise(rng, 90, 20.0)[:, :1]  # ten times as much in common
+    detector = SpasmDetector(CONFIG)
+    assert run(x, block=200, detector=detector) == []
+    s = detector.state
+    rest = emg_noise(rng, 90, 6.0)
+    rest[:, :2] += emg_noise(rng, 90, 20.0)[:, :1]
+    high = sosfilt(butter(2, 80.0, "highpass", fs=RATE_HZ, output="sos"), rest[:, :2], axis=0)[1000:]
+    components = (high * s.scale[0, :2]) @ s.mix[0, :2, :2].T
+    assert np.allclose(np.cov(components.T), np.eye(2) * np.var(components), atol=0.25)
+
+
+def test_the_threshold_follows_from_the_false_alarms_that_are_allowed():
+    one, fewer = threshold_nats(1.0, 2000.0), threshold_nats(0.01, 2000.0)
+    assert fewer - one == pytest.approx(np.log(100))
+    assert np.exp(-one) * ALARM_RATE * 2000 * 3600 == pytest.approx(1.0)
+
+
+def test_a_frozen_noise_is_not_learnt():
+    x = emg_noise(np.random.default_rng(28), 60, 8.0)
+    x *= np.linspace(1, 2, len(x))[:, None]
+    assert run(x, block=200) == []
+    assert run(x, block=200, config=rule_with(noise_uv=(7.5, 7.5)))
+
+
 def test_force_that_rises_fast_triggers_and_drift_does_not():
     rng = np.random.default_rng(9)
     t = np.arange(0, 30, 0.001)
@@ -176,7 +282,9 @@ def test_force_that_rises_fast_triggers_and_drift_does_not():
 @pytest.mark.skipif(not DATA.is_dir(), reason="tscs_sci_verma: the folder of real recordings is not here")
 def test_the_five_contractions_of_a_real_record_and_nothing_else():
     rec = files.load(DATA / "tscs_sci_verma" / "SingleCh_StimOFF.mat")
-    found = replay.detect(rec, replay.settings_for(rec, floor_uv=90.0, threshold=30.0, noise_time_s=30.0, high_pass_hz=80.0, off_ratio=1.5))
+    found = replay.detect(
+        rec, replay.settings_for(rec, floor_uv=60.0, false_alarms_per_h=0.04, noise_time_s=30.0, high_pass_hz=80.0, off_ratio=1.5)
+    )
     assert len(found) == 5
     assert np.allclose([spasm["onset_s"] for spasm in found], [27.0, 39.6, 50.5, 63.6, 73.5], atol=0.5)
     assert all(2.0 < spasm["offset_s"] - spasm["onset_s"] < 4.5 for spasm in found)
@@ -186,7 +294,7 @@ def test_recorded_and_replayed_settings_are_the_ones_stated():
     rec = files.Recording(np.zeros((10, 2)), "raw", 1000.0, ("a", "b"), None, None, (), "", Path("x"), [])
     config = replay.settings_for(rec, 12.5, 21.0, 5.0, 70.0, 2.0)
     rule = config.emg_rules[0]
-    assert (rule.floor_uv, rule.threshold, rule.noise_time_s, rule.high_pass_hz, rule.off_ratio) == (12.5, 21.0, 5.0, 70.0, 2.0)
+    assert (rule.floor_uv, rule.false_alarms_per_h, rule.noise_time_s, rule.high_pass_hz, rule.off_ratio) == (12.5, 21.0, 5.0, 70.0, 2.0)
     with pytest.raises(settings.SettingsError, match="high_pass_hz"):
         replay.settings_for(replace(rec), 12.5, 21.0, 5.0, 450.0, 2.0)
 
@@ -212,10 +320,10 @@ def look(emg_uv, force=None, block=7, hold_until_s=106.005, look_from_s=LOOK_FRO
 def test_the_level_of_emg_is_what_numpy_makes_of_the_same_window(block):
     x = with_spasms(np.random.default_rng(11), 7, [5.5]) + 300.0
     t_s = 100.0 + np.arange(len(x)) / RATE_HZ
-    high = sosfilt(butter(4, 80.0, "highpass", fs=RATE_HZ, output="sos"), x[:, :2], axis=0)  # the rule's two channels
+    high = sosfilt(butter(2, 80.0, "highpass", fs=RATE_HZ, output="sos"), x[:, :2], axis=0)  # the rule's two channels
     window = high[t_s > LOOK_FROM_S][:200]
     level = look(x, block=block)[-1, 1]
-    assert level == pytest.approx(np.sqrt(np.mean(window**2)), rel=1e-9)
+    assert level == pytest.approx(np.sqrt(np.mean(window**2)), rel=1e-3)  # the filters began anew after the hold
     assert 30.0 < level < 90.0  # the spasm's 60 uV, not the offset
 
 

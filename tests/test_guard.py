@@ -98,6 +98,18 @@ def test_heartbeats_alone_do_nothing(guard):
     loop.close()
 
 
+def test_a_loop_that_uses_up_all_numbers_harms_nobody(guard):
+    loop = guard.join_loop()
+    arm_automatic(guard, loop)
+    request(loop, (1 << 63) - 1)
+    beat_for(loop, 0.8)  # the train, and then guard rehearses the next request
+    status = guard.ask("status")
+    assert (status["state"], status["automatic"]) == ("ARMED", True)
+    request(loop, 1)
+    assert guard.wait_for(lambda s: any("seen before" in r for r in s["reasons"]) or s["state"] == "ARMED")
+    loop.close()
+
+
 @pytest.mark.safety("E4", "F1", "F2")
 def test_a_silent_loop_stops_within_the_lease(guard):
     loop = guard.join_loop()

@@ -29,10 +29,14 @@ BOUNDS = [
     ("emg", "sample_rate_hz", 200.0, 10000.0, 0.5),
     ("force", "sample_rate_hz", 10.0, 5000.0, 0.5),
     ("emg_rules", "high_pass_hz", 10.0, 500.0, 0.1),
-    ("emg_rules", "threshold", 1.0, 1000.0, 0.1),
+    ("emg_rules", "false_alarms_per_h", 0.0001, 3600.0, 0.1),
     ("emg_rules", "floor_uv", 0.0, 5000.0, 0.1),
     ("emg_rules", "noise_time_s", 0.5, 600.0, 0.1),
     ("emg_rules", "off_ratio", 1.1, 20.0, 0.01),
+    ("emg_rules", "mains_hz", 0.0, 400.0, 0.1),
+    ("emg_rules", "rise_ms", 0.0, 500.0, 0.1),
+    ("emg_rules", "rise_ratio", 1.5, 30.0, 0.01),
+    ("emg_rules", "intent_uv", 1.0, 5000.0, 0.1),
     ("force_rules", "threshold", 0.01, 5000.0, 0.001),
     ("force_rules", "rate_per_s", 0.01, 100000.0, 0.001),
     ("force_rules", "baseline_time_s", 0.5, 600.0, 0.1),
@@ -275,7 +279,7 @@ def test_defaults():
     assert settings.session.folder == "sessions"
     assert settings.realtime == parse(DEMO).realtime.model_copy(update={"cpus": ()})  # the demo's choice needs two processors
     assert settings.prescription.max_charge_per_phase_uc == 20.0
-    assert settings.emg_rules[0].design_snr_db == (4.0, 9.0, 15.0)
+    assert settings.emg_rules[0].design_snr_db == (2.0, 6.0, 11.0, 17.0)
 
 
 @pytest.mark.safety("A12", "F9")
@@ -396,6 +400,9 @@ def test_mistakes_in_two_rules_are_told_apart():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({("emg_rules", "intent_channel"): "TA9"}, '"TA9" is not in [emg] channels; did you mean "TA'),
+        ({("emg_rules", "intent_channel"): "SOL1"}, 'intent_channel = "SOL1" must be none of the rule\'s own channels'),
+        ({("emg_rules", "noise_uv"): [3.0]}, "noise_uv has 1 values and must have 2, as channels"),
         ({("emg_rules", "channels"): ["SOL9"]}, '"SOL9" is not in [emg] channels; did you mean "SOL'),
         ({("force_rules", "channel"): "knee"}, '"knee" is not in [force] channels; it must be one of: ankle'),
         ({("emg_rules", "train"): "peronal"}, 'did you mean "peroneal"?'),
@@ -747,7 +754,7 @@ NO_NUMBERS = {
     "a whole number beyond 64 bits": "18446744073709551616",
     "so small that it is 0": "1e-400",
 }
-MAY_BE_0 = {("emg_rules", "floor_uv")}
+MAY_BE_0 = {("emg_rules", "floor_uv"), ("emg_rules", "mains_hz"), ("emg_rules", "rise_ms")}
 
 
 @pytest.mark.safety("A12", "F9")
@@ -794,6 +801,7 @@ def test_only_one_setting_is_a_boolean():
 @pytest.mark.safety("F9")
 def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
+    by_default |= {("emg_rules", key) for key in ("mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(DEMO).items():
         text = with_line(number, None)
@@ -885,7 +893,7 @@ def test_ten_mistakes_are_ten_lines_in_the_order_of_the_file(tmp_path):
     where = lines_of(DEMO)
     wrong = {
         ("emg", "sample_rate_hz"): "true",
-        ("emg_rules", "threshold"): "nan",
+        ("emg_rules", "false_alarms_per_h"): "nan",
         ("force_rules", "rate_per_s"): '"15"',
         ("trains", "current_ma"): "61.0",
         ("trains", "duration_ms"): "500.0",
