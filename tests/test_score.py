@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from timescoring.scoring import EventScoring
 
 from bench import peers, scorers
 from controller import __main__ as cli
-from controller.score import assign, poisson_bounds, pooled, read_labels, score
-from drivers.base import FileFormatError
+from controller.score import _spans, assign, poisson_bounds, pooled, read_labels, score
+from drivers.base import Chunk, FileFormatError
 from drivers.sources import files
 from tests.test_recording import record
 
@@ -69,6 +71,9 @@ def test_latencies_and_offset_errors():
     s = score([(10, 12), (20, 22), (30, 32), (40, 42)], [(10.1, 12.5), (20.2, 20.5), (21.0, 21.5), (30.05, INF)], 100.0)
     assert s.latencies_s == pytest.approx([0.1, 0.2, 0.05, NAN], nan_ok=True)
     assert s.offset_errors_s == pytest.approx([0.5, -0.5, NAN, NAN], nan_ok=True)  # of the last part; one still on has none
+    assert score(ONE, [(10.1, 11.9), (12.2, 15)], 100.0).offset_errors_s == pytest.approx(
+        [-0.1]
+    )  # what the margin holds is not the event's
     # of three hits between 50 and 200 ms: p95 is 0.9 of the way from the second to the third
     given = facts(s)
     assert [given[f"latency_{name}_s"] for name in ("median", "p95", "max")] == pytest.approx([0.1, 0.19, 0.2])
@@ -387,6 +392,17 @@ def test_a_recording_is_scored(bursts, capsys):
     assert file["settings"][0]["threshold"] == 30.0 and result["ok"] is True
 
 
+def test_what_is_still_on_at_the_end_has_no_end(tmp_path, capsys):
+    x = np.random.default_rng(1).standard_normal((20_000, 1)) * 5.0
+    x[17_000:] *= 10
+    np.savez(tmp_path / "rec.npz", emg=x, fs=2000.0)
+    (tmp_path / "labels.csv").write_text("8.5,10\n")
+    assert cli.main(["score", str(tmp_path / "rec.npz"), "--labels", str(tmp_path / "labels.csv"), "--unit", "uV", "--json"]) == 0
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert [end for _, end in file["detections_s"]["all channels"]] == [None]
+    assert file["scores"]["all channels"]["offset_errors_s"] == [None]
+
+
 def test_what_falls_short_exits_1_and_is_named(bursts, capsys):
     assert cli.main(["score", *bursts, "--min-sensitivity", "1", "--max-false-alarms-per-hour", "210"]) == 0
     text = capsys.readouterr().out
@@ -429,6 +445,26 @@ def test_a_session_is_scored_by_its_own_settings(tmp_path, capsys):
     assert force["hits"] == 0
     assert file["recorded_s"] == [pytest.approx([0, 6.0], abs=0.01)]
     assert file["notes"] == []
+
+
+def test_a_session_that_this_build_decides_otherwise_is_said_to_be(tmp_path, capsys):
+    record(tmp_path)
+    (tmp_path / "labels.csv").write_text("4,5.9\n")
+    path = tmp_path / "settings.toml"
+    path.write_text(re.sub(r"(?m)^threshold = 30\b.*", "threshold = 31.0", path.read_text(), count=1))
+    assert cli.main(["score", str(tmp_path / "signals.xdf"), "--labels", str(tmp_path / "labels.csv")]) == 0
+    assert "decides otherwise" in capsys.readouterr().out
+
+
+def test_each_loop_and_each_gap_begins_a_span():
+    def cycle(begin, end, force_s=()):
+        t_s = np.array([begin, end] if end else [])
+        return SimpleNamespace(
+            chunk=Chunk(np.zeros((len(t_s), 1)), t_s, np.zeros((len(force_s), 1)), np.array(force_s), np.zeros((0, 3)), 0)
+        )
+
+    rows = [(1, cycle(5.0, 5.01)), (1, cycle(0, 0)), (1, cycle(5.012, 5.02, [4.99, 5.03])), (1, cycle(5.2, 5.3)), (2, cycle(5.31, 5.4))]
+    assert _spans(rows) == [(4.99, 5.03), (5.2, 5.3), (5.31, 5.4)]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="tscs_sci_verma: the folder of real recordings is not here")
