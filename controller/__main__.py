@@ -118,20 +118,26 @@ def parser() -> argparse.ArgumentParser:
 
     replay = add("replay", run_replay, "recorded inputs through the very same steps: sessions are compared, other files give detections")
     replay.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings (NPZ, CSV, MAT, OpenSignals H5)")
-    replay.add_argument("--variable", help="name of the EMG in the file (dots go into structures)")
-    replay.add_argument("--rate", type=float, dest="rate_hz", help="sample rate in Hz, where the file does not say")
-    replay.add_argument("--channels", help="names of the channels, separated by commas")
-    replay.add_argument("--unit", choices=("uV", "mV", "V", "raw"), help="unit of the samples, where the file does not say")
-    replay.add_argument(
-        "--floor", type=float, default=None, help="smaller activity than this is no spasm, in the file's unit after conversion"
-    )
-    replay.add_argument("--false-alarms-per-h", type=float, default=0.04, help="in an hour of quiet (default 0.04: one a day)")
-    replay.add_argument("--noise-time", type=float, default=30.0, help="memory of the noise model, s (default 30)")
-    replay.add_argument("--high-pass", type=float, default=80.0, help="Hz (default 80)")
-    replay.add_argument("--off-ratio", type=float, default=1.5, help="active until the envelope is below this many times the noise")
+    add_file_options(replay)
     replay.add_argument(
         "--realtime", action="store_true", help="play a file as an LSL stream into a live daemon with the virtual stimulator"
     )
+
+    score = add("score", run_score, "events against labels: hits, latencies, false alarms per hour of quiet time")
+    score.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings, as `calmloop replay` takes them")
+    score.add_argument(
+        "--labels",
+        action="append",
+        required=True,
+        help="CSV or TSV: onset_s, offset_s; or onset, duration (BIDS); once for each FILE in their order, or one with a column file",
+    )
+    score.add_argument("--within", type=seconds, default=0.25, help="a hit is decided at most this long after the onset, s (default 0.25)")
+    score.add_argument("--margin", type=seconds, default=0.3, help="decisions this long after an event are neutral, s (default 0.3)")
+    score.add_argument("--min-sensitivity", type=float, metavar="SHARE", help="exit 1 where a rule hits a smaller share of the events")
+    score.add_argument(
+        "--max-false-alarms-per-hour", type=float, metavar="N", help="exit 1 where a rule's observed rate, not its bound, is higher"
+    )
+    add_file_options(score)
 
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
@@ -176,6 +182,32 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("options", nargs=argparse.REMAINDER, help="the bench's own options; see `calmloop bench NAME --help`")
     bench.set_defaults(run=run_bench, json=False)
     return p
+
+
+def add_file_options(sub: argparse.ArgumentParser) -> None:
+    """How a recording is read and heard; a session says both of itself."""
+    sub.add_argument("--variable", help="name of the EMG in the file (dots go into structures)")
+    sub.add_argument("--rate", type=float, dest="rate_hz", help="sample rate in Hz, where the file does not say")
+    sub.add_argument("--channels", help="names of the channels, separated by commas")
+    sub.add_argument("--unit", choices=("uV", "mV", "V", "raw"), help="unit of the samples, where the file does not say")
+    sub.add_argument(
+        "--floor", type=float, default=None, help="smaller activity than this is no spasm, in the file's unit after conversion"
+    )
+    sub.add_argument("--false-alarms-per-h", type=float, default=0.04, help="in an hour of quiet (default 0.04: one a day)")
+    sub.add_argument("--noise-time", type=float, default=30.0, help="memory of the noise model, s (default 30)")
+    sub.add_argument("--high-pass", type=float, default=80.0, help="Hz (default 80)")
+    sub.add_argument("--off-ratio", type=float, default=1.5, help="active until the envelope is below this many times the noise")
+
+
+def seconds(text: str) -> float:
+    """A finite time that is not negative."""
+    try:
+        value_s = float(text)
+    except ValueError:
+        value_s = -1.0
+    if not 0.0 <= value_s < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a time in s, 0 or more")
+    return value_s
 
 
 def bed_name(text: str) -> str:
@@ -481,6 +513,13 @@ def run_replay(args: argparse.Namespace) -> int:
     from controller import replay
 
     return replay.command(args)
+
+
+def run_score(args: argparse.Namespace) -> int:
+    """Decisions against labels."""
+    from controller import score
+
+    return score.command(args)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -145,9 +145,11 @@ def _state(settings: Settings) -> k.DetectorState:
         precision=np.zeros((n, c, r + 1)),
         bias=np.zeros((n, c, r + 1)),
         ratio=np.zeros((n, r)),
-        scratch=np.zeros((n, 5, max(lags, c, r + 1))),
-        cusum=np.zeros((n, r)),
-        cusum_start_s=np.zeros((n, r)),
+        gain=np.zeros((n, r)),
+        loss=np.ones((n, r)),
+        scratch=np.zeros((n, 5, max(lags, c, k.N_STATISTICS))),
+        cusum=np.zeros((n, k.N_STATISTICS)),
+        cusum_start_s=np.zeros((n, k.N_STATISTICS)),
         force=np.zeros(len(force_rules), k.FORCE_RULE),
         history=np.zeros((len(force_rules), h)),
         seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
@@ -209,6 +211,9 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     s.lag[i, 0] = 1.0
     s.mix[i] = s.cross[i] = np.eye(s.mix.shape[1])
     s.ratio[i, : len(rule.design_snr_db)] = [10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
+    # a design that is not used says no at each sample: `loss` is 1, and `bias` of a ratio of 0 is that of rest
+    louder = 1.0 + s.ratio[i, : len(rule.design_snr_db)]
+    s.gain[i, : louder.size], s.loss[i, : louder.size] = 1.0 - 1.0 / louder, 0.5 * np.log(louder)
     e = s.emg[i]
     e["n_channels"], e["n_blocks"], e["n_designs"] = len(rule.channels), _noise_blocks(rule), len(rule.design_snr_db)
     e["block_samples"] = max(1, round(BLOCK_S * sample_rate_hz))

@@ -31,12 +31,10 @@ CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, 
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
+N_STATISTICS = 2 * MAX_DESIGNS
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
-LF_RATIO, LF_SHARE = (
-    6.0,
-    0.25,
-)  # slow swings beyond this many times rest, and no mere leak of strong EMG (share of power), are motion, or a heart
+LF_RATIO = 6.0  # slow swings beyond this many times rest, and stronger than the EMG, are motion or a heart
 MAINS_RATIO = 0.5  # what is left of mains after the period before is taken away, of twice its power; of EMG all is left
 
 # of both kinds of rules: samples of a look; how many were seen, their sum, the stamp that they must be above
@@ -54,7 +52,7 @@ EMG_RULE = np.dtype(
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
         *((name, np.int64) for name in ("rising", "rise", "fallen", "intent", "why_bad", "since_swing", "swing_gap")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
-        *((name, np.float64) for name in ("mains_left", "mains_all", "sure")),
+        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak")),
         *_LOOK,
     ],
     align=True,
@@ -98,9 +96,9 @@ class DetectorState(NamedTuple):
         The last samples of each component, twice, so that they stand in a row somewhere.
     ar : (n_emg_rules, c, LAGS, r + 1); precision, bias : (n_emg_rules, c, r + 1) float64
         Of each component the predictors of rest and of each design, 1 / (2 variance) of the residual, and half the log of that variance.
-    ratio : (n_emg_rules, r) float64
-        Design ratios, in power. scratch : (n_emg_rules, 3, LAGS or more) float64
-    cusum, cusum_start_s : (n_emg_rules, r) float64
+    ratio, gain, loss : (n_emg_rules, r) float64
+        Design ratios D, in power; of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D). scratch : (n_emg_rules, 5, w)
+    cusum, cusum_start_s : (n_emg_rules, N_STATISTICS) float64
         Page's statistic and when it last left zero (the estimate of the onset).
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
         The last 20 ms of force, smoothed.
@@ -131,6 +129,8 @@ class DetectorState(NamedTuple):
     precision: NDArray[np.float64]
     bias: NDArray[np.float64]
     ratio: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    loss: NDArray[np.float64]
     scratch: NDArray[np.float64]
     cusum: NDArray[np.float64]
     cusum_start_s: NDArray[np.float64]
@@ -155,7 +155,7 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
         _emg_update(s, i, emg_uv, emg_t_s, hold_until_s)
         noise_var = max(np.mean(s.noise_var[i, : rule.n_channels]), rule.floor_var)
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
-        seen[STATISTIC], seen[THRESHOLD] = np.max(s.cusum[i, : rule.n_designs]), rule.threshold
+        seen[STATISTIC], seen[THRESHOLD] = np.max(s.cusum[i]), rule.threshold
         seen[ENVELOPE], seen[LEVEL], seen[VETO] = np.sqrt(rule.envelope * noise_var), np.sqrt(_level(rule)), rule.veto
     for i in range(s.force.shape[0]):
         rule, seen = s.force[i], s.seen[n_emg_rules + i]
@@ -173,8 +173,8 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
     rule, columns, scale, cusum, start_s = s.emg[i], s.columns[i], s.scale[i], s.cusum[i], s.cusum_start_s[i]
     sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
     mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
-    ar, precision, bias, u, e = s.ar[i], s.precision[i], s.bias[i], s.scratch[i, 2], s.scratch[i, 3]
-    c, n_designs = rule.n_channels, rule.n_designs
+    ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
+    c = rule.n_channels
     for k in range(x_uv.shape[0]):
         now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
@@ -206,9 +206,9 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             continue
         rule.quality = QUALITY_OK
 
-        _evidence(c, rule.at, past, ar, precision, bias, e)
+        _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
         hit = -1
-        for r in range(n_designs):
+        for r in range(N_STATISTICS):
             cusum[r] = min(cusum[r] + e[r], 2.0 * rule.threshold)
             if cusum[r] <= 0.0:
                 cusum[r] = 0.0
@@ -309,12 +309,13 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
 
 
 @njit(cache=True, nogil=True)
-def _evidence(c, first, past, ar, precision, bias, e):
+def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
     """Log-likelihood ratio of the newest sample under each design, into `e`; `first` is where the oldest of the last `LAGS` stands.
 
-    Rest and four designs by name, so that they lie in registers.
+    Four designs with the spasm's spectrum, and four with rest's own, only louder: a spasm need not look as it was thought to. All by
+    name, so that they lie in registers.
     """
-    e0 = e1 = e2 = e3 = 0.0
+    e0 = e1 = e2 = e3 = e4 = e5 = e6 = e7 = 0.0
     for m in range(c):
         y = a = b = d = f = g = 0.0
         for j in range(LAGS):
@@ -324,27 +325,33 @@ def _evidence(c, first, past, ar, precision, bias, e):
             d += ar[m, j, 2] * y
             f += ar[m, j, 3] * y
             g += ar[m, j, 4] * y
-        rest = a * a * precision[m, 0] + bias[m, 0]
+        louder = a * a * precision[m, 0]
+        rest = louder + bias[m, 0]
         e0 += min(rest - b * b * precision[m, 1] - bias[m, 1], CAP_NATS)
         e1 += min(rest - d * d * precision[m, 2] - bias[m, 2], CAP_NATS)
         e2 += min(rest - f * f * precision[m, 3] - bias[m, 3], CAP_NATS)
         e3 += min(rest - g * g * precision[m, 4] - bias[m, 4], CAP_NATS)
-    e[0], e[1], e[2], e[3] = e0, e1, e2, e3
+        e4 += min(louder * gain[0] - loss[0], CAP_NATS)
+        e5 += min(louder * gain[1] - loss[1], CAP_NATS)
+        e6 += min(louder * gain[2] - loss[2], CAP_NATS)
+        e7 += min(louder * gain[3] - loss[3], CAP_NATS)
+    e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7] = e0, e1, e2, e3, e4, e5, e6, e7
 
 
 @njit(cache=True, nogil=True)
 def _swings(rule, swing):
     """Count down a motion; one that comes at the pace of a heart, three times, is one."""
     rule.since_swing += 1
-    if swing > LF_RATIO and swing * swing > LF_SHARE * rule.fast:
+    if swing > LF_RATIO and swing * swing > rule.fast:
         if rule.motion == 0:
             gap = rule.since_swing
             regular = abs(gap - rule.swing_gap) < 0.15 * rule.swing_gap
             rule.beats = rule.beats + 1 if regular else 0
-            rule.swing_gap, rule.since_swing = gap, 0
+            rule.swing_gap, rule.since_swing, rule.peak = gap, 0, 0.0
         rule.motion = 2 * rule.motion_samples
+        rule.peak = max(rule.peak, swing * swing)
     elif rule.motion > 0:
-        rule.motion -= 1
+        rule.motion = 0 if rule.fast > rule.peak else rule.motion - 1  # a muscle that drowns the swing was its cause
 
 
 @njit(cache=True, nogil=True)

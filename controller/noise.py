@@ -69,7 +69,7 @@ def model(s, i):
         for ch in range(c):
             share += s.mix[i, m, ch] ** 2
         _autoregress(s, i, m, -1, 0.0)
-        for r in range(rule.n_designs):
+        for r in range(s.ratio.shape[1]):
             _autoregress(s, i, m, r, s.ratio[i, r] * share)
 
 

@@ -27,7 +27,7 @@ from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatErro
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from controller.settings import Settings
     from drivers.sources.files import Recording
@@ -62,7 +62,7 @@ def replay_session(folder: Path) -> Result:
     """Replay one session. Raises `FileFormatError` where it cannot be read."""
     session = recording.load(folder)
     result = Result(str(folder))
-    _replay_loop(session, result)
+    replay_loop(session, result)
     _replay_guard(session, result)
     _check_frame(session, result)
     if not result.cycles and session.config.automatic:
@@ -71,7 +71,8 @@ def replay_session(folder: Path) -> Result:
     return result
 
 
-def _replay_loop(session: recording.Session, result: Result) -> None:
+def replay_loop(session: recording.Session, result: Result) -> None:
+    """Compare the decisions of the loop alone."""
     loop, number = Loop(session.config), 0
     for loop_number, recorded in session.cycles():
         if loop_number != number:
@@ -233,26 +234,61 @@ def chunks(rec: Recording) -> Iterator[Chunk]:
         yield Chunk(np.ascontiguousarray(rec.emg[start:stop]), t_s, NO_FORCE, np.zeros(0), np.zeros((0, 3)), round((t_s[-1] + 0.001) * 1e9))
 
 
-def detect(rec: Recording, config: Settings) -> list[dict[str, float]]:
-    """Spasms of a recording: onset, decision, offset in s from its start, those less than `MERGE_S` apart joined."""
-    loop = Loop(config)
+@dataclass
+class Activation:
+    """One decision of a rule until the rule was quiet again; stamps of the chunks.
+
+    Attributes
+    ----------
+    offset_s : float
+        Newest sample of the last chunk in which the rule was on.
+    peak : float
+        Of the envelope, in its unit.
+    on : bool
+        It still was when the chunks ended.
+    """
+
+    onset_s: float
+    decided_s: float
+    offset_s: float
+    peak: float = 0.0
+    on: bool = True
+
+
+def activations(loop: Loop, chunks: Iterable[Chunk]) -> list[list[Activation]]:
+    """All that each rule decides, in the order of the rules; nothing is joined."""
+    found: list[list[Activation]] = [[] for _ in loop.detector.rules]
+    for chunk in chunks:
+        detections = loop.step(chunk).detections
+        for mine, seen, now_s in zip(found, detections, loop.state.newest_s.tolist(), strict=True):
+            # told by its stamp, so that one which begins and ends within a chunk is not lost
+            if seen.decided_s == seen.decided_s and (not mine or seen.decided_s != mine[-1].decided_s):
+                mine.append(Activation(seen.onset_s, seen.decided_s, now_s))
+            if mine:
+                mine[-1].on = seen.active
+                if seen.active:
+                    mine[-1].offset_s = now_s
+                    mine[-1].peak = max(mine[-1].peak, seen.envelope)
+    return found
+
+
+def joined(found: list[Activation]) -> list[dict[str, float]]:
+    """Spasms of a file: onset, decision, offset in s from its start, those less than `MERGE_S` apart joined."""
     spasms: list[dict[str, float]] = []
-    was_active = False
-    now_s = 0.0
-    for chunk in chunks(rec):
-        detection = loop.step(chunk).detections[0]
-        now_s = float(chunk.emg_t_s[-1]) - START_S
-        if detection.active and not was_active:
-            onset_s, decided_s = detection.onset_s - START_S, detection.decided_s - START_S
-            if spasms and onset_s - spasms[-1]["offset_s"] < MERGE_S:
-                spasms[-1]["parts"] += 1
-            else:
-                spasms.append({"onset_s": onset_s, "decided_s": decided_s, "offset_s": now_s, "peak_uv": 0.0, "parts": 1})
-        if detection.active:
-            spasms[-1]["offset_s"] = now_s
-            spasms[-1]["peak_uv"] = max(spasms[-1]["peak_uv"], detection.envelope)
-        was_active = detection.active
+    for one in found:
+        onset_s, offset_s = one.onset_s - START_S, one.offset_s - START_S
+        if spasms and onset_s - spasms[-1]["offset_s"] < MERGE_S:
+            last = spasms[-1]
+            last |= {"offset_s": offset_s, "peak_uv": max(last["peak_uv"], one.peak), "parts": last["parts"] + 1}
+        else:
+            decided_s = one.decided_s - START_S
+            spasms.append({"onset_s": onset_s, "decided_s": decided_s, "offset_s": offset_s, "peak_uv": one.peak, "parts": 1})
     return spasms
+
+
+def detect(rec: Recording, config: Settings) -> list[dict[str, float]]:
+    """Spasms of a recording by the first rule; see `joined`."""
+    return joined(activations(Loop(config), chunks(rec))[0])
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------------
@@ -294,7 +330,8 @@ def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return asdict(result)
 
 
-def _load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
+def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
+    """A recording as the command's options say, the settings that listen to it, and the options."""
     from drivers.sources import files
 
     options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
@@ -306,7 +343,7 @@ def _load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Setting
 
 
 def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    rec, config, _ = _load_file(path, args)
+    rec, config, _ = load_file(path, args)
     spasms = detect(rec, config)
     rule = config.emg_rules[0].model_dump(mode="json")
     seconds = len(rec.emg) / rec.sample_rate_hz
@@ -346,7 +383,7 @@ def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Play a file into a live daemon with the virtual stimulator; the daemon's session can then be replayed."""
     from controller import demo
 
-    rec, config, options = _load_file(path, args)
+    rec, config, options = load_file(path, args)
     bed = f"replay-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="calmloop-replay-") as work_name:
         work = Path(work_name)

@@ -103,7 +103,7 @@ def test_one_changed_sample_is_named_by_its_cycle(tmp_path):
     session = recording.load(tmp_path)
     session.streams["EMG"].values[5000, 0] += 50.0
     result = replay.Result("x")
-    replay._replay_loop(session, result)
+    replay.replay_loop(session, result)
     assert not result.identical
     cycles = [c.numbers["n_emg"] for _, c in recording.load(tmp_path).cycles()]
     assert result.first_difference["cycle"] == int(np.searchsorted(np.cumsum(cycles), 5000, side="right")) + 1
@@ -147,7 +147,7 @@ def test_the_levels_of_the_looks_are_recorded_and_replay(tmp_path):
     at = recording.CYCLE_FIELDS.index("level") + 1
     session.streams["cycles"].values[session.streams["cycles"].values[:, at] > 0, at] += 1
     changed = replay.Result("x")
-    replay._replay_loop(session, changed)
+    replay.replay_loop(session, changed)
     assert changed.first_difference["field"] == "request"
 
 

@@ -12,7 +12,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="bench.peers", description="Environments of the contenders.")
     commands = parser.add_subparsers(dest="do", required=True)
-    one = commands.add_parser("install", help="make environments anew from the pinned files (about 1.6 GB for all)")
+    one = commands.add_parser("install", help="make environments anew from the pinned files (about 2 GB for all)")
     one.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(peers.NAMES + peers.TOOLS)}; none = all")
     commands.add_parser("list", help="which there are")
     args = parser.parse_args()
