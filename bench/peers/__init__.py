@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parents[1] / ".bench"
 NAMES = ("ezmsg", "mne_lsl", "timeflux")
-TOOLS = ("atheris",)  # that a bench starts in an environment of their own too
+TOOLS = ("atheris", "emg")  # that a bench starts in an environment of their own too
 
 
 class InstallError(Exception):
