@@ -73,7 +73,9 @@ def draw(result: dict[str, Any]) -> str:
     for ms in range(round(low_ms), round(top_ms) + 1, 10):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(ms):.1f}" y2="{y(ms):.1f}"/>')
         parts.append(f'<text class="small" x="{LEFT - 8}" y="{y(ms) + 4:.1f}" text-anchor="end">{ms} ms</text>')
-    parts.append(f'<text class="small" x="{(LEFT + right) / 2}" y="{bottom + 34}" text-anchor="middle">false alarms per hour of quiet</text>')
+    parts.append(
+        f'<text class="small" x="{(LEFT + right) / 2}" y="{bottom + 34}" text-anchor="middle">false alarms per hour of quiet</text>'
+    )
     parts.append(f'<text class="small" x="{LEFT}" y="{bottom + 54}">{escape(_remark(curves))}</text>')
     recipe = signals.Recipe(10.0)
     floor_at = [(x(low * (high / low) ** (i / 40)), y(signals.bound_ms(recipe, low * (high / low) ** (i / 40)))) for i in range(41)]

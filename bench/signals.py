@@ -198,7 +198,7 @@ def _slots(recipe: Recipe) -> tuple[Floats, float]:
 def _tails(recipe: Recipe) -> Floats:
     """Begin of each quiet tail, 0.3 s and more after the spasm before it."""
     starts, slot_s = _slots(recipe)
-    return starts + slot_s - TAIL_S + 0.3
+    return np.asarray(np.round((starts + slot_s - TAIL_S + 0.3) * RATE_HZ) / RATE_HZ)
 
 
 def _samples(spans_s: Floats) -> list[tuple[int, int]]:
@@ -233,7 +233,7 @@ def mains(d: Draft) -> None:
     """50 Hz and harmonics, 3 x noise; amplitude and frequency drift; in each quiet tail it doubles or halves within one sample."""
     size = 1.0 + 0.3 * np.sin(2 * np.pi * d.t_s / 37.0 + d.dice.uniform(0, 6))
     for i, at_s in enumerate(d.tails_s):
-        size[d.t_s >= at_s + 0.5] *= 2.0 if i % 2 == 0 else 0.5
+        size[round((at_s + 0.5) * RATE_HZ) :] *= 2.0 if i % 2 == 0 else 0.5
         d.episodes_s.append((at_s + 0.5, at_s + 1.5))
     turns = 50.0 * d.t_s + 0.03 * 60.0 / (2 * np.pi) * np.sin(2 * np.pi * d.t_s / 60.0)  # 49.97 to 50.03 Hz
     parts = {1: 1.0, 2: 0.1, 3: 0.4, 5: 0.2, 7: 0.1}  # odd harmonics, as rectifiers make them
@@ -274,7 +274,7 @@ def drift(d: Draft) -> None:
     """Noise alone drifts by 3 dB up and down in 60 s, and half-way is 1.6 x from one sample to the next."""
     at_s = d.tails_s[len(d.tails_s) // 2] + 0.5
     gain = 10.0 ** (3.0 / 20.0 * np.sin(2 * np.pi * d.t_s / 60.0 + d.dice.uniform(0, 6)))
-    gain[d.t_s >= at_s] *= 1.6
+    gain[round(at_s * RATE_HZ) :] *= 1.6
     d.noise_uv *= gain[:, None]
     d.episodes_s.append((at_s, at_s + 2.0))
 
@@ -299,7 +299,7 @@ def stimulation(d: Draft) -> None:
     t_s = np.arange(0.0, 0.03, 1 / RATE_HZ)
     artefact = np.where(t_s < 0.00125, 1.0, -0.15 * np.exp(-(t_s - 0.00125) / 0.002))
     late_s = t_s - 0.003
-    m_wave = np.where(late_s > 0, np.sin(2 * np.pi * late_s / 0.009) * np.exp(-((late_s - 0.0045) / 0.004) ** 2), 0.0)
+    m_wave = np.where(late_s > 0, np.sin(2 * np.pi * late_s / 0.009) * np.exp(-(((late_s - 0.0045) / 0.004) ** 2)), 0.0)
     gains = d.gains()
     for at_s in d.tails_s:
         pulse_rate_hz = d.dice.uniform(30.0, 100.0)

@@ -23,13 +23,21 @@ FALSE_PER_MIN = 0.2
 ROW = [float(x) for x in np.round(np.geomspace(1.0, 1000.0, 46), 3)]  # a sixth more each
 
 
+def rising(x_uv, at, reach):
+    """Those changes that have more energy after than before: BioSPPy answers onsets and offsets in one row, and not always in turn."""
+    power = np.concatenate([[0.0], np.cumsum(np.square(x_uv))])
+    n = len(x_uv)
+    after, before = np.minimum(at + reach, n), np.maximum(at - reach, 0)
+    return at[power[after] - power[at] > power[at] - power[before]]
+
+
 def biosppy(detect, **fixed):
-    """One of BioSPPy's: answers are onsets and offsets in turn."""
+    """One of BioSPPy's."""
 
     def run(x_uv, rest_uv, rate_hz, threshold):
         rest = {} if detect is emg.silva_onset_detector else {"rest": rest_uv}
         answer = detect(signal=x_uv, sampling_rate=rate_hz, threshold=threshold, **rest, **fixed)["onsets"]
-        return np.asarray(answer, float)[::2]
+        return rising(x_uv, np.clip(np.asarray(answer, int), 0, len(x_uv)), round(0.05 * rate_hz))
 
     return run
 
@@ -54,7 +62,7 @@ DETECTORS = {
     "biosppy silva": (biosppy(emg.silva_onset_detector, size=40, threshold_size=2000), [x / 10 for x in ROW], 20),
     "biosppy londral": (biosppy(emg.londral_onset_detector, size=50, active_state_duration=40), ROW, 1),
     "biosppy solnik": (biosppy(emg.solnik_onset_detector, active_state_duration=20), ROW, 2),
-    "neurokit threshold": (neurokit("threshold", lambda k, rest: float(rest.mean() + k * rest.std())), ROW[:24], 2),
+    "neurokit threshold": (neurokit("threshold", lambda k, rest: float(rest.mean() + k * rest.std())), ROW[:32], 2),
     "neurokit mixture": (neurokit("mixture", lambda k, rest: 1.0 - 0.67 / k), ROW[::4], 2),  # a probability, 0.33 by default
 }
 
