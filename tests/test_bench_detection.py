@@ -1,6 +1,7 @@
 """The detection bench from outside: labels against the energy that is there, scoring by hand, the bound against closed forms, the gate."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +193,38 @@ def test_the_rate_of_coloured_noise_is_that_of_the_covariance_matrices(n_channel
     after = before + snr * np.kron(np.eye(n_channels), spasm)
     nats = 0.5 * (np.trace(np.linalg.solve(before, after)) - len(before) - np.linalg.slogdet(after)[1] + np.linalg.slogdet(before)[1])
     assert nats / n * RATE_HZ == pytest.approx(signals.kl_rate(Recipe(3.0, n_channels)), rel=0.05)
+
+
+# --- listening --------------------------------------------------------------------------------------------------------------------
+class Deaf:
+    """Notes what it was given; on from 9.95 s to 10.02 s and again from 20.003 s."""
+
+    def __init__(self, settings):
+        self.chunks = []
+        Deaf.last = self
+
+    def update(self, chunk, hold_until_s):
+        first, last = chunk.emg_t_s[0], chunk.emg_t_s[-1]
+        self.chunks.append((first, last, hold_until_s))
+        decided_s = np.nan if last < 9.95 else 9.95 if last < 20.003 else 20.003
+        return (SimpleNamespace(active=9.95 <= last < 10.02 or last >= 20.003, decided_s=decided_s),)
+
+
+def test_chunks_are_cut_at_pulses_and_onsets_and_every_decision_is_heard(monkeypatch):
+    monkeypatch.setattr(detection, "SpasmDetector", Deaf)
+    pulses_s = np.array([14.0105, 14.0305])
+    signal = Signal(np.zeros((round(40 * RATE_HZ), 1)), RATE_HZ, SPASMS_S + 0.0015, EPISODES_S, pulses_s)
+    settings = detection.settings_with(1)
+    decided_s, was_on = detection.listen(settings, signal, dead_s=0.02)
+    assert decided_s.tolist() == [9.95, 20.003] and was_on.tolist() == [True, False, True]
+    chunks = Deaf.last.chunks
+    assert sum(round((last - first) * RATE_HZ) + 1 for first, last, _ in chunks) == len(signal.emg_uv)
+    assert max(last - first for first, last, _ in chunks) < 0.1
+    held = {first: hold_s for first, _, hold_s in chunks}
+    assert max(hold_s for first, _, hold_s in chunks if first < pulses_s[0]) < 0.0
+    assert held[pulses_s[0]] == pytest.approx(14.0355) and held[pulses_s[1]] == pytest.approx(14.0555)
+    detection.listen(settings, signal)  # the prescription's dead time
+    assert Deaf.last.chunks[-1][2] == pytest.approx(pulses_s[1] + settings.prescription.look_dead_ms / 1000 + 0.005)
 
 
 # --- the bench --------------------------------------------------------------------------------------------------------------------
