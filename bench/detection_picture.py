@@ -74,8 +74,8 @@ def draw(result: dict[str, Any]) -> str:
         f"<title>False alarms and delay of spasm detectors</title><style>{STYLE}</style>",
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}"/>',
         f'<text class="title" x="{LEFT}" y="26">How early a spasm is seen, at what price</text>',
-        f'<text class="small" x="{LEFT}" y="45">{escape(str(place["utc"])[:10])}; simulated spasms, 1 channel, 10 dB, rise 15-50 ms; '
-        "hollow: no false alarm, at the upper bound of the rate; lower and further left is better</text>",
+        f'<text class="small" x="{LEFT}" y="45">{escape(str(place["utc"])[:10])}; simulated spasms of 10 dB, 1 channel; '
+        "hollow: no false alarm, upper bound of the rate; lower and further left is better</text>",
     ]
     for decade in range(round(log10(low)), round(log10(high)) + 1):
         across = x(10.0**decade)
