@@ -17,7 +17,7 @@ from typing import Any
 from bench.job import ROOT
 
 PACKAGES = ("numpy", "scipy", "numba", "pylsl")
-PEERS = re.compile(r"^(atheris|ezmsg|ezmsg-lsl|ezmsg-sigproc|mne[-_]lsl|timeflux|pylsl)==(\S+)", re.MULTILINE)
+PEERS = re.compile(r"^(atheris|biosppy|ezmsg|ezmsg-lsl|ezmsg-sigproc|mne[-_]lsl|neurokit2|timeflux|pylsl)==(\S+)", re.MULTILINE)
 
 
 def environment() -> dict[str, Any]:

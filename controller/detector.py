@@ -47,7 +47,7 @@ FORCE_SMOOTH_S = 0.005
 FORCE_RATE_SPAN_S = 0.02
 FORCE_LEARN_S = 1.0
 QUALITIES = ("ok", "learning", "held", "bad")
-VETOES = ("", "gap", "no number", "flat", "motion", "ecg", "mains", "too brief", "rises slowly", "intended")
+VETOES = ("", "gap", "no number", "flat", "motion", "ecg", "mains", "too brief", "rises slowly", "intended", "not at rest again")
 
 
 @dataclass(frozen=True, slots=True)

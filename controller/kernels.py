@@ -24,7 +24,7 @@ QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 # says nothing although there is evidence, or why there can be none.
 ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY, LEVEL, VETO = range(9)
 N_SEEN = 9
-NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VETO_BRIEF, VETO_SLOW, VETO_INTENT = range(10)
+NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VETO_BRIEF, VETO_SLOW, VETO_INTENT, VETO_UNREST = range(11)
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
@@ -35,6 +35,7 @@ N_STATISTICS = 2 * MAX_DESIGNS
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
 LF_RATIO = 6.0  # slow swings beyond this many times rest, and stronger than the EMG, are motion or a heart
+REST_POWER, UNREST = 1.5, 2.0  # an envelope below this, in rest's power, is rest; what counts before that, in `off_power`
 MAINS_RATIO = 0.5  # what is left of mains after the period before is taken away, of twice its power; of EMG all is left
 
 # of both kinds of rules: samples of a look; how many were seen, their sum, the stamp that they must be above
@@ -50,7 +51,7 @@ EMG_RULE = np.dtype(
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rising", "rise", "fallen", "intent", "why_bad", "since_swing", "swing_gap")),
+        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
         *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak")),
         *_LOOK,
@@ -228,6 +229,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.below = rule.below + 1 if rule.envelope < rule.off_power else 0
             if rule.below >= rule.off_samples:
                 rule.active = 0
+                rule.unrest = 1
                 rule.offset_s = now
                 cusum[:] = 0.0
                 start_s[:] = now
@@ -373,8 +375,14 @@ def _veto(rule, hit, energy):
             rule.rise = RISE_ABRUPT
         elif rule.rise == RISE_UNKNOWN and rule.rising >= rule.rise_samples:
             rule.rise = RISE_SLOW
+    # what is over and yet no rest may be a louder amplifier: until it is learnt, only what would not be over counts
+    rule.rested = rule.rested + 1 if rule.envelope < REST_POWER else 0
+    if rule.rested >= rule.off_samples:
+        rule.unrest = 0
     if not hit:
         return NO_VETO
+    if rule.unrest and rule.envelope < UNREST * rule.off_power:
+        return VETO_UNREST
     if rule.intent > 0:
         return VETO_INTENT
     if rule.motion > 0 and rule.loud_run < rule.motion_samples:

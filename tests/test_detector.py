@@ -217,6 +217,17 @@ def test_a_spike_is_too_brief():
     assert vetoes(x, 9.99, 10.1) == {"too brief"}
 
 
+def test_an_amplifier_that_becomes_louder_alarms_once_and_is_learnt():
+    x = emg_noise(np.random.default_rng(29), 90, 8.0)
+    x[30 * RATE_HZ :] *= 1.6
+    onsets_s = [33.0, 60.0, 70.0]
+    for onset_s in onsets_s:
+        x[round(onset_s * RATE_HZ) :][: 2 * RATE_HZ] += with_spasms(np.random.default_rng(30), 2, [0.0], noise_uv=1e-9)[: 2 * RATE_HZ]
+    found = [round(decided, 1) for decided, _ in run(x, block=50)]
+    assert set(onsets_s) <= set(found)
+    assert len(found) <= len(onsets_s) + 2
+
+
 def test_movement_on_purpose_keeps_the_rule_quiet():
     x = with_spasms(np.random.default_rng(25), 20, [6.0, 12.0])
     x[round(5.8 * RATE_HZ) : round(7.0 * RATE_HZ), 2] *= 20.0

@@ -443,7 +443,7 @@ def test_a_session_is_scored_by_its_own_settings(tmp_path, capsys):
     (file,) = result["files"]
     emg, force = (file["scores"][rule["name"]] for rule in file["settings"])
     assert (emg["hits"], emg["false_alarms"]) == (1, 0)
-    assert 0 <= emg["latency_max_s"] < 0.05
+    assert 0 <= emg["latency_max_s"] < 0.1  # this spasm is white, and swings slowly too
     assert force["hits"] == 0
     assert file["recorded_s"] == [pytest.approx([0, 6.0], abs=0.01)]
     assert file["notes"] == []

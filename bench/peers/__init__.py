@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE.parents[1] / ".bench"
 NAMES = ("ezmsg", "mne_lsl", "timeflux")
-TOOLS = ("atheris", "sktime")  # that a bench starts in environments of their own too
+TOOLS = ("atheris", "sktime", "emg")  # that a bench starts in environments of their own too
 
 
 class InstallError(Exception):
