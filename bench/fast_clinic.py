@@ -18,6 +18,7 @@ MINUTE_NS = 60_000_000_000 // SPEED
 REST_MS = 1  # dead time, look and refractory time, each
 RULE_OFF_S = 0.002  # how long the envelope must be low before a spasm is over
 LEARN_S = 0.5
+SURE_S = 0.0  # a burst counts from its first sample on: what is measured is the machine, and not how long the detector wants to be sure
 RETRY_S = 0.01  # after a refusal: a machine that stalled must not cost twenty events
 FLOOR_UV = 800.0  # of the rules: a tenth of the burst, so that the high-pass filter's ringing behind it is no second spasm
 PLANT_MS = "CALMLOOP_BENCH_PLANT_MS"  # how `bench.latency --plant-ms` reaches `bench.bed_loop`; no product code reads it
@@ -28,15 +29,16 @@ PRESCRIPTION = {"look_dead_ms": REST_MS, "look_ms": REST_MS, "refractory_s": RES
 TRAIN = {"duration_ms": TRAIN_MS, "ramp_up_ms": 0, "taper_ms": 0, "pulse_rate_hz": PULSE_RATE_HZ}
 WORDS = (
     f"dose windows are {SPEED} times shorter (a minute is {MINUTE_NS / 1e6:.3g} ms) with the same counts; refractory time, dead time and "
-    f"look are {REST_MS} ms each; trains are one pulse; a spasm is over after {RULE_OFF_S * 1000:g} ms of quiet; the rules' floor is "
-    f"{FLOOR_UV:g} uV; {MORE_TRAINS} trains may wait for the disk; every check of guard is on"
+    f"look are {REST_MS} ms each; trains are one pulse; a spasm begins with its first sample and is over after "
+    f"{RULE_OFF_S * 1000:g} ms of quiet; the rules' floor is "
+    f"{FLOOR_UV:g} uV, and mains are not looked for; {MORE_TRAINS} trains may wait for the disk; every check of guard is on"
 )
 
 
 def hurry(config: Any) -> Any:
     """Settings with this clinic's rests, trains and rules; not to be validated again, since no prescription may say so."""
     trains = {name: train.model_copy(update=TRAIN) for name, train in config.trains.items()}
-    rules = tuple(rule.model_copy(update={"floor_uv": FLOOR_UV}) for rule in config.emg_rules)
+    rules = tuple(rule.model_copy(update={"floor_uv": FLOOR_UV, "mains_hz": 0.0})  # bursts come in periods, too for rule in config.emg_rules)
     prescription = config.prescription.model_copy(update=PRESCRIPTION)
     return config.model_copy(update={"prescription": prescription, "trains": trains, "emg_rules": rules})
 
@@ -58,7 +60,7 @@ def hurry_loop() -> None:
 
     load = settings.load
     _set(settings, load=lambda path: hurry(load(path)))
-    _set(detector, OFF_S=RULE_OFF_S, LEARN_S=LEARN_S)
+    _set(detector, OFF_S=RULE_OFF_S, LEARN_S=LEARN_S, SURE_S=SURE_S, SURE_RUN_S=SURE_S)
     _set(policy, RETRY_S=RETRY_S)
 
 
