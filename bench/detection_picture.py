@@ -58,7 +58,9 @@ def draw(result: dict[str, Any]) -> str:
     every = [at for many in curves.values() for at in many]
     low = 10.0 ** floor(log10(min([0.05, *(at.per_hour for at in every)])))
     high = 10.0 ** ceil(log10(max([10.0, *(at.per_hour for at in every)])))
-    top_ms = 10.0 * ceil(max([40.0, *(at.median_ms + 4.0 for at in every)]) / 10.0)
+    top_ms = 10.0 * ceil(
+        max([40.0, *(at.median_ms + (LATER_MS[1] if peer else 4.0) for (_, peer), many in curves.items() for at in many)]) / 10.0
+    )
     low_ms = 10.0 * floor(min([0.0, *(at.median_ms for at in every)]) / 10.0)
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
 

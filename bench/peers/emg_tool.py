@@ -54,7 +54,7 @@ def neurokit(method, scale):
     return run
 
 
-# Name: detector, thresholds to try, how many recordings a cell it gets (some are slower than real time / 10)
+# Name: detector, thresholds to try, how many recordings a cell it gets (some take 8 to 30 s for one)
 DETECTORS = {
     "biosppy hodges": (biosppy(emg.hodges_bui_onset_detector, size=100), ROW, 20),
     "biosppy bonato": (biosppy(emg.bonato_onset_detector, active_state_duration=50, samples_above_fail=5, fail_size=20), ROW, 2),
@@ -62,8 +62,8 @@ DETECTORS = {
     "biosppy silva": (biosppy(emg.silva_onset_detector, size=40, threshold_size=2000), [x / 10 for x in ROW], 20),
     "biosppy londral": (biosppy(emg.londral_onset_detector, size=50, active_state_duration=40), ROW, 1),
     "biosppy solnik": (biosppy(emg.solnik_onset_detector, active_state_duration=20), ROW, 2),
-    "neurokit threshold": (neurokit("threshold", lambda k, rest: float(rest.mean() + k * rest.std())), ROW[:32], 2),
-    "neurokit mixture": (neurokit("mixture", lambda k, rest: 1.0 - 0.67 / k), ROW[::4], 2),  # a probability, 0.33 by default
+    "neurokit threshold": (neurokit("threshold", lambda k, rest: float(rest.mean() + k * rest.std())), ROW[:32], 1),
+    "neurokit mixture": (neurokit("mixture", lambda k, rest: 1.0 - 0.67 / k), ROW[::4], 1),  # a probability, 0.33 by default
 }
 
 
