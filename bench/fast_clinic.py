@@ -38,7 +38,7 @@ WORDS = (
 def hurry(config: Any) -> Any:
     """Settings with this clinic's rests, trains and rules; not to be validated again, since no prescription may say so."""
     trains = {name: train.model_copy(update=TRAIN) for name, train in config.trains.items()}
-    rules = tuple(rule.model_copy(update={"floor_uv": FLOOR_UV, "mains_hz": 0.0})  # bursts come in periods, too for rule in config.emg_rules)
+    rules = tuple(rule.model_copy(update={"floor_uv": FLOOR_UV, "mains_hz": 0.0}) for rule in config.emg_rules)  # bursts have a period too
     prescription = config.prescription.model_copy(update=PRESCRIPTION)
     return config.model_copy(update={"prescription": prescription, "trains": trains, "emg_rules": rules})
 

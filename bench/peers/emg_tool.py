@@ -1,7 +1,7 @@
 """Onset detectors of BioSPPy and NeuroKit2 on our signals: `PYTHON emg_tool.py SIGNALS.npz`; JSON on standard output.
 
 Runs in an environment of its own: numpy and the two. All of them are offline: each gets a whole recording in µV, and those that ask for
-it the known rest at its beginning. Parameters beside the threshold are what their documents or tests use; the threshold of each is the
+it the known rest at its beginning. Parameters beside the threshold are our choice; the threshold of each is the
 smallest of a row with at most `FALSE_PER_MIN` on noise recordings of their own, as the detection notes, section 4, did. `solnik` and
 `silva` depend on the unit of the signal, which the row of thresholds makes up for.
 """
