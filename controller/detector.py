@@ -35,7 +35,7 @@ HIGH_PASS_ORDER = 2  # four poles wait 2 to 4 ms longer, and the whitening remov
 SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detection notes, section 7)
 # False alarms per sample are about this times exp(-threshold): measured, with the noise learnt as it goes (bench.detection)
 ALARM_RATE = 0.1
-FLAT_S = 0.004  # a signal that does not change for so long is a lead that is off, or an amplifier at its end
+FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 SURE_S, SURE_RUN_S = 0.005, 0.003  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
