@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # everything of ours that guard's process loads, but for the driver in use (a test compares this with what it does load)
 MODULES = (
+    "controller",
     "controller.build",
     "controller.guard",
     "controller.limits",

@@ -402,7 +402,7 @@ def test_mistakes_in_two_rules_are_told_apart():
     [
         ({("emg_rules", "intent_channel"): "TA9"}, '"TA9" is not in [emg] channels; did you mean "TA'),
         ({("emg_rules", "intent_channel"): "SOL1"}, 'intent_channel = "SOL1" must be none of the rule\'s own channels'),
-        ({("emg_rules", "noise_uv"): [3.0]}, "noise_uv has 1 values and must have 2, as channels"),
+        ({("emg_rules", "noise_uv"): [3.0]}, "noise_uv has 1 values and must have 2, one for each of channels"),
         ({("emg_rules", "channels"): ["SOL9"]}, '"SOL9" is not in [emg] channels; did you mean "SOL'),
         ({("force_rules", "channel"): "knee"}, '"knee" is not in [force] channels; it must be one of: ankle'),
         ({("emg_rules", "train"): "peronal"}, 'did you mean "peroneal"?'),
