@@ -439,15 +439,6 @@ def _nice(value: float | None, width: int, digits: int = 1) -> str:
     return f"{'-':>{width}}" if value is None or not isfinite(value) else f"{value:>{width}.{digits}f}"
 
 
-def clean(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: what was never answered is null."""
-    if isinstance(value, dict):
-        return {key: clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
 def tell(line: str) -> None:
     """Progress, for people."""
     print(line, file=sys.stderr, flush=True)
@@ -469,9 +460,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"there is no cell {name!r}; there are: {'; '.join([*CELLS, SPEED])}")
     if args.seed < 0:
         parser.error(f"--seed {args.seed} must be at least 0")
-    from bench.environment import environment
+    from bench import environment
 
-    place = environment()
+    place = environment.environment()
     rows = speed(args.quick, args.seed) if SPEED in names else []
     rows = measure([name for name in names if name != SPEED], args.quick, args.seed) + rows
     of_peers, why = measure_peers(names, args.quick, args.seed)
@@ -492,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     path = args.json or RESULTS / f"detection-{place['utc'].replace(':', '-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(clean(result)))
+    path.write_text(json.dumps(environment.clean(result)))
     svg = args.svg or path.with_suffix(".svg")
     svg.write_text(detection_picture.draw(result))
     print(table(rows, why))

@@ -21,7 +21,6 @@ import tempfile
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -209,15 +208,6 @@ def stage_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) if together else ""
 
 
-def clean(value: Any) -> Any:
-    """JSON has no infinity: what was never answered is null."""
-    if isinstance(value, dict):
-        return {key: clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
-
-
 def arguments() -> argparse.ArgumentParser:
     """All options."""
     p = argparse.ArgumentParser(prog="bench.latency", description=(__doc__ or "").split("\n")[0])
@@ -306,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """JSON and picture, where they are wanted and in `bench/results`."""
-    text = json.dumps(clean(result))
+    text = json.dumps(environment.clean(result))
     path = RESULTS / f"latency-{result['environment']['utc'].replace(':', '-')}.json" if args.json in (None, "-") else Path(args.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

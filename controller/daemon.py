@@ -25,7 +25,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from controller import audit, dose, messages, realtime, recording, settings
-from controller.detector import QUALITIES
+from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
@@ -385,7 +385,13 @@ class Daemon:
         s["sample_age_ms"] = round((last.numbers["decided_ns"] * 1e-9 - last.sample_s) * 1e3, 2)
         names = [rule.name for rule in self.config.rules]
         s["rules"] = {
-            name: {"active": bool(row[0]), "statistic": row[3], "threshold": row[4], "quality": QUALITIES[int(row[6])]}
+            name: {
+                "active": bool(row[0]),
+                "statistic": row[3],
+                "threshold": row[4],
+                "quality": QUALITIES[int(row[6])],
+                "veto": VETOES[int(row[8])],
+            }
             for name, row in zip(names, last.detections, strict=True)
         }
         s["requests"] += sum(1 for cycle in cycles if cycle.numbers["request"])
