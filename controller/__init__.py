@@ -5,6 +5,7 @@ changed, in another file, it does not see. So the cache has a folder of its own 
 """
 
 import os
+import sys
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,4 +18,6 @@ def cache_folder(*packages: Path) -> Path:
 
 
 _HERE = Path(__file__).resolve().parent
-os.environ.setdefault("NUMBA_CACHE_DIR", os.fspath(cache_folder(_HERE, _HERE.parent / "drivers")))
+_FOLDER = os.environ.setdefault("NUMBA_CACHE_DIR", os.fspath(cache_folder(_HERE, _HERE.parent / "drivers")))
+if "numba" in sys.modules:  # it has read the environment already
+    sys.modules["numba"].config.CACHE_DIR = _FOLDER

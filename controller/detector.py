@@ -34,9 +34,10 @@ GAP_S = 0.05  # a hole in the stamps longer than this starts the filters over
 HIGH_PASS_ORDER = 2  # four poles wait 2 to 4 ms longer, and the whitening removes what two leave
 SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detection notes, section 7)
 # False alarms per sample are about this times exp(-threshold): measured, with the noise learnt as it goes (bench.detection)
-ALARM_RATE = 0.1
+ALARM_RATE = 0.03
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
-SURE_S, SURE_RUN_S = 0.005, 0.003  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
+SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
+JOLT_S = 0.02
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
 MAINS_TIME_S = 0.02
@@ -192,7 +193,7 @@ def _mains_samples(rule: EmgRule, sample_rate_hz: float) -> int:
 def _spasm_autocovariance(high_pass: NDArray[np.float64], sample_rate_hz: float) -> NDArray[np.float64]:
     """Of noise in `SPASM_BAND_HZ` behind the high-pass filter, (LAGS,), of variance 1."""
     band_hz = np.minimum(SPASM_BAND_HZ, 0.45 * sample_rate_hz)
-    band = butter(2, band_hz, "bandpass", fs=sample_rate_hz, output="sos")
+    band = butter(4, band_hz, "bandpass", fs=sample_rate_hz, output="sos")
     _, h = sosfreqz(np.vstack([band, high_pass]), np.fft.rfftfreq(4096) * 2.0 * np.pi)
     lag: NDArray[np.float64] = np.fft.irfft(np.abs(h) ** 2)[: k.LAGS]
     return np.asarray(lag / lag[0])
@@ -220,6 +221,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     e["min_blocks"] = min(round(LEARN_S / BLOCK_S), _noise_blocks(rule))
     e["off_samples"], e["adopt_samples"], e["bad_samples"] = (round(t_s * sample_rate_hz) for t_s in (OFF_S, ADOPT_S, BAD_S))
     e["flat_samples"], e["motion_samples"] = max(4, round(FLAT_S * sample_rate_hz)), round(MOTION_S * sample_rate_hz)
+    e["jolt_samples"] = round(JOLT_S * sample_rate_hz)
     e["sure_samples"] = max(1, round(SURE_RUN_S * sample_rate_hz))
     e["mains_samples"], e["rise_samples"] = _mains_samples(rule, sample_rate_hz), round(rule.rise_ms / 1000 * sample_rate_hz)
     e["intent_column"] = channels.index(rule.intent_channel) if rule.intent_channel else -1

@@ -27,6 +27,7 @@ N_SEEN = 9
 NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VETO_BRIEF, VETO_SLOW, VETO_INTENT, VETO_UNREST = range(11)
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
+JOLT = 4.0
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
@@ -51,9 +52,10 @@ EMG_RULE = np.dtype(
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
+        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt")),
+        ("jolt_samples", np.int64),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
-        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak")),
+        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level")),
         *_LOOK,
     ],
     align=True,
@@ -199,7 +201,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
         _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
-            if not rule.active or rule.active_samples > rule.adopt_samples:
+            if not rule.active or rule.below >= rule.block_samples or rule.active_samples > rule.adopt_samples:
                 noise.learn(s, i)
             _new_block(s, i)
         if rule.blocks < rule.min_blocks:
@@ -239,7 +241,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
 @njit(cache=True, nogil=True)
 def _raw(rule, c, columns, scale, raw, slow, x):
     """Look at the samples as they come: no number, beyond all EMG, unchanged for too long; returns the slow swing, in sigma of rest."""
-    swing = 0.0
+    swing = jolt = 0.0
     for ch in range(c):
         y = x[columns[ch]]
         if not abs(y) < MAX_UV:  # NaN too
@@ -256,6 +258,8 @@ def _raw(rule, c, columns, scale, raw, slow, x):
         slow[ch, 1] += rule.lf_step * (y - slow[ch, 1])
         slow[ch, 2] += rule.lf_step * (slow[ch, 1] - slow[ch, 2])
         swing = max(swing, abs(slow[ch, 2] - slow[ch, 0]) * scale[ch])
+        jolt = max(jolt, abs(slow[ch, 1] - slow[ch, 0]) * scale[ch])
+    rule.jolt = rule.jolt_samples if jolt > JOLT else max(0, rule.jolt - 1)
     if rule.intent_column >= 0:
         rule.intent = rule.intent_samples if abs(x[rule.intent_column]) >= rule.intent_uv else max(0, rule.intent - 1)
     return swing
@@ -295,7 +299,8 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
         left += (now - before) * (now - before)
         whole += now * now + before * before
         mains[w, m] = now
-    m = rule.block % c  # one component a block tells of the spectrum that all share; all its samples, or no model could be made of it
+    m = rule.block // noise.MODEL_BLOCKS % c  # one component at a time tells of the spectrum that all share, for a row of whole blocks:
+    # each seam between components leaves lags that no spectrum has, and rest would seem to be known to the last digit
     for j in range(LAGS):
         lag_sum[j] += past[m, newest] * past[m, newest - j]
     if rule.in_block % noise.SPARSE == 0:
@@ -389,7 +394,7 @@ def _veto(rule, hit, energy):
         return VETO_ECG if rule.beats >= 2 else VETO_MOTION
     if rule.mains_left < MAINS_RATIO * rule.mains_all:
         return VETO_MAINS
-    if rule.loud_run < rule.sure_samples:
+    if rule.loud_run < (4 * rule.sure_samples if rule.jolt > 0 else rule.sure_samples):
         return VETO_BRIEF
     if rule.rise_samples > 0 and rule.rise != RISE_ABRUPT:
         return VETO_SLOW

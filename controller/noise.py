@@ -19,7 +19,6 @@ NOISE_QUANTILE = 0.3
 QUIET_RATIO = 2.0  # a block of 50 ms and 400 Hz has 40 degrees of freedom: twice its mean is four and a half standard deviations
 SPARSE = 4  # one sample in so many tells what channels share: its neighbours say the same
 FLOOR = 1e-3  # white noise that is added to each spectrum, of its power: rest has no line so pure that it could be predicted away
-MOST = 0.9999  # of a reflection coefficient: a mean over parts of a signal need not be an autocovariance to the last digit
 LEAST_VAR = 1e-12  # µV²
 NO_SHARE = 0.1  # correlation that is not told from none: channels which share less are left as they are
 
@@ -39,6 +38,10 @@ def learn(s, i):
         step = 1.0 / rule.shapes
         for j in range(s.lag.shape[1]):
             s.lag[i, j] += step * (s.lag_sum[i, j] / n - s.lag[i, j])
+        level = 0.0
+        for ch in range(c):
+            level += s.noise_blocks[i, rule.block, ch] * s.scale[i, ch] ** 2
+        rule.level += step * (level / c - rule.level)
         for a in range(c):
             for b in range(c):
                 s.cross[i, a, b] += step * (s.cross_sum[i, a, b] / n_sparse - s.cross[i, a, b])
@@ -103,7 +106,7 @@ def _separate(s, i):
             _rotate(cross.T, a, b, cos, sin)
             _rotate(mix, a, b, cos, sin)
             _rotate(past, a, b, cos, sin)
-    mean = s.lag[i, 0]
+    mean = s.emg[i].level  # of the channels in the same blocks: what all have in common is no component's
     for m in range(c):
         scale = np.sqrt(mean / cross[m, m]) if cross[m, m] > 0.0 else 1.0
         for k in range(c):
@@ -133,12 +136,16 @@ def _autoregress(s, i, m, design, gain):
     at = design + 1
     rest = 1.0 / lag[0] if lag[0] > 0.0 else 1.0
     err = 1.0 + gain
-    err += FLOOR * err
+    least = FLOOR * err
+    err += least
+    taps[:] = 0.0
     for k in range(1, order + 1):
         acc = lag[k] * rest + gain * spasm[k]
         for j in range(1, k):
             acc -= taps[j] * (lag[k - j] * rest + gain * spasm[k - j])
-        ref = min(max(acc / err, -MOST), MOST)
+        ref = acc / err
+        if abs(ref) >= 1.0 or err * (1.0 - ref * ref) <= least:  # no spectrum has these lags: what is surely known is what came before
+            break
         for j in range(1, k):
             spare[j] = taps[j] - ref * taps[k - j]
         for j in range(1, k):
