@@ -37,7 +37,8 @@ SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detec
 ALARM_RATE = 0.03
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
-JOLT_S = 0.02
+JOLT_S, JOLT_RUN_S = 0.02, 0.008
+LOUD_DB = (11.0, 17.0)
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
 MAINS_TIME_S = 0.02
@@ -48,7 +49,20 @@ FORCE_SMOOTH_S = 0.005
 FORCE_RATE_SPAN_S = 0.02
 FORCE_LEARN_S = 1.0
 QUALITIES = ("ok", "learning", "held", "bad")
-VETOES = ("", "gap", "no number", "flat", "motion", "ecg", "mains", "too brief", "rises slowly", "intended", "not at rest again")
+VETOES = (
+    "",
+    "gap",
+    "no number",
+    "flat",
+    "motion",
+    "ecg",
+    "mains",
+    "too brief",
+    "rises slowly",
+    "intended",
+    "not at rest again",
+    "louder rest",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +160,8 @@ def _state(settings: Settings) -> k.DetectorState:
         precision=np.zeros((n, c, r + 1)),
         bias=np.zeros((n, c, r + 1)),
         ratio=np.zeros((n, r)),
-        gain=np.zeros((n, r)),
-        loss=np.ones((n, r)),
+        gain=np.zeros((n, 3)),
+        loss=np.zeros((n, 3)),
         scratch=np.zeros((n, 5, max(lags, c, k.N_STATISTICS))),
         cusum=np.zeros((n, k.N_STATISTICS)),
         cusum_start_s=np.zeros((n, k.N_STATISTICS)),
@@ -212,15 +226,15 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     s.lag[i, 0] = 1.0
     s.mix[i] = s.cross[i] = np.eye(s.mix.shape[1])
     s.ratio[i, : len(rule.design_snr_db)] = [10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
-    # a design that is not used says no at each sample: `loss` is 1, and `bias` of a ratio of 0 is that of rest
-    louder = 1.0 + s.ratio[i, : len(rule.design_snr_db)]
-    s.gain[i, : louder.size], s.loss[i, : louder.size] = 1.0 - 1.0 / louder, 0.5 * np.log(louder)
+    louder = 1.0 + 10.0 ** (np.array([rule.design_snr_db[0], *LOUD_DB]) / 10.0)
+    s.gain[i], s.loss[i] = 1.0 - 1.0 / louder, 0.5 * np.log(louder)
     e = s.emg[i]
     e["n_channels"], e["n_blocks"], e["n_designs"] = len(rule.channels), _noise_blocks(rule), len(rule.design_snr_db)
     e["block_samples"] = max(1, round(BLOCK_S * sample_rate_hz))
     e["min_blocks"] = min(round(LEARN_S / BLOCK_S), _noise_blocks(rule))
     e["off_samples"], e["adopt_samples"], e["bad_samples"] = (round(t_s * sample_rate_hz) for t_s in (OFF_S, ADOPT_S, BAD_S))
     e["flat_samples"], e["motion_samples"] = max(4, round(FLAT_S * sample_rate_hz)), round(MOTION_S * sample_rate_hz)
+    e["jolt_run"] = round(JOLT_RUN_S * sample_rate_hz)
     e["jolt_samples"] = round(JOLT_S * sample_rate_hz)
     e["sure_samples"] = max(1, round(SURE_RUN_S * sample_rate_hz))
     e["mains_samples"], e["rise_samples"] = _mains_samples(rule, sample_rate_hz), round(rule.rise_ms / 1000 * sample_rate_hz)

@@ -24,7 +24,20 @@ QUALITY_OK, QUALITY_LEARNING, QUALITY_HELD, QUALITY_BAD = range(4)
 # says nothing although there is evidence, or why there can be none.
 ACTIVE, ONSET_S, DECIDED_S, STATISTIC, THRESHOLD, ENVELOPE, QUALITY, LEVEL, VETO = range(9)
 N_SEEN = 9
-NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VETO_BRIEF, VETO_SLOW, VETO_INTENT, VETO_UNREST = range(11)
+(
+    NO_VETO,
+    VETO_GAP,
+    VETO_VALUE,
+    VETO_FLAT,
+    VETO_MOTION,
+    VETO_ECG,
+    VETO_MAINS,
+    VETO_BRIEF,
+    VETO_SLOW,
+    VETO_INTENT,
+    VETO_UNREST,
+    VETO_LOUDER,
+) = range(12)
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
 JOLT = 4.0
@@ -32,7 +45,11 @@ CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, 
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
-N_STATISTICS = 2 * MAX_DESIGNS
+# Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and two of much
+# louder rest, since a spasm need not look as it was thought to.
+LOUDER, LOUD_DESIGNS = MAX_DESIGNS, MAX_DESIGNS + 1
+N_STATISTICS = MAX_DESIGNS + 3
+LOUDER_CAP = 4.0  # nats
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
 LF_RATIO = 6.0  # slow swings beyond this many times rest, and stronger than the EMG, are motion or a heart
@@ -46,14 +63,14 @@ EMG_RULE = np.dtype(
         # settings
         *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks", "frozen", "intent_column")),
         *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples", "flat_samples", "sure_samples", "motion_samples")),
-        *((name, np.int64) for name in ("mains_samples", "rise_samples", "intent_samples")),
+        *((name, np.int64) for name in ("mains_samples", "rise_samples", "intent_samples", "jolt_samples", "jolt_run")),
         *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s", "lf_step", "slow_step")),
         *((name, np.float64) for name in ("mains_step", "fast_step", "rise_low", "rise_high", "intent_uv")),
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt")),
-        ("jolt_samples", np.int64),
+        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
+        *((name, np.int64) for name in ("jolt", "fresh")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
         *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level")),
         *_LOOK,
@@ -99,8 +116,10 @@ class DetectorState(NamedTuple):
         The last samples of each component, twice, so that they stand in a row somewhere.
     ar : (n_emg_rules, c, LAGS, r + 1); precision, bias : (n_emg_rules, c, r + 1) float64
         Of each component the predictors of rest and of each design, 1 / (2 variance) of the residual, and half the log of that variance.
-    ratio, gain, loss : (n_emg_rules, r) float64
-        Design ratios D, in power; of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D). scratch : (n_emg_rules, 5, w)
+    ratio : (n_emg_rules, r) float64
+        Design ratios D, in power.
+    gain, loss : (n_emg_rules, 3) float64
+        Of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D); D of the first design, and those of `LOUD_DB`. scratch : (n_emg_rules, 5, w)
     cusum, cusum_start_s : (n_emg_rules, N_STATISTICS) float64
         Page's statistic and when it last left zero (the estimate of the onset).
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
@@ -209,16 +228,12 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             continue
         rule.quality = QUALITY_OK
 
+        if rule.fresh > 0:  # what is past is not known yet
+            rule.fresh -= 1
+            continue
         _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
-        hit = -1
-        for r in range(N_STATISTICS):
-            cusum[r] = min(cusum[r] + e[r], 2.0 * rule.threshold)
-            if cusum[r] <= 0.0:
-                cusum[r] = 0.0
-                start_s[r] = now
-            elif cusum[r] >= rule.threshold and hit < 0:
-                hit = r
-        rule.veto = _veto(rule, hit >= 0, energy)
+        hit = _cusum(rule.threshold, now, e, cusum, start_s)
+        rule.veto = _veto(rule, hit, energy, cusum[LOUDER])
         if not rule.active:
             if hit >= 0 and rule.veto == NO_VETO:
                 rule.active = 1
@@ -317,12 +332,11 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
 
 @njit(cache=True, nogil=True)
 def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
-    """Log-likelihood ratio of the newest sample under each design, into `e`; `first` is where the oldest of the last `LAGS` stands.
+    """Log-likelihood ratios of the newest sample, into `e`; `first` is where the oldest of the last `LAGS` stands.
 
-    Four designs with the spasm's spectrum, and four with rest's own, only louder: a spasm need not look as it was thought to. All by
-    name, so that they lie in registers.
+    All by name, so that they lie in registers.
     """
-    e0 = e1 = e2 = e3 = e4 = e5 = e6 = e7 = 0.0
+    e0 = e1 = e2 = e3 = e4 = e5 = e6 = 0.0
     for m in range(c):
         y = a = b = d = f = g = 0.0
         for j in range(LAGS):
@@ -334,15 +348,32 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
             g += ar[m, j, 4] * y
         louder = a * a * precision[m, 0]
         rest = louder + bias[m, 0]
-        e0 += min(rest - b * b * precision[m, 1] - bias[m, 1], CAP_NATS)
+        spasm = rest - b * b * precision[m, 1] - bias[m, 1]
+        e0 += min(spasm, CAP_NATS)
         e1 += min(rest - d * d * precision[m, 2] - bias[m, 2], CAP_NATS)
         e2 += min(rest - f * f * precision[m, 3] - bias[m, 3], CAP_NATS)
         e3 += min(rest - g * g * precision[m, 4] - bias[m, 4], CAP_NATS)
-        e4 += min(louder * gain[0] - loss[0], CAP_NATS)
+        e4 += min(max(spasm - louder * gain[0] + loss[0], -CAP_NATS), CAP_NATS)
         e5 += min(louder * gain[1] - loss[1], CAP_NATS)
         e6 += min(louder * gain[2] - loss[2], CAP_NATS)
-        e7 += min(louder * gain[3] - loss[3], CAP_NATS)
-    e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7] = e0, e1, e2, e3, e4, e5, e6, e7
+    e[0], e[1], e[2], e[3], e[4], e[5], e[6] = e0, e1, e2, e3, e4, e5, e6
+
+
+@njit(cache=True, nogil=True)
+def _cusum(threshold, now, e, cusum, start_s):
+    """Page's statistics (1954); returns the first that has passed the threshold, or -1."""
+    hit = -1
+    cusum[LOUDER] = min(max(cusum[LOUDER] + e[LOUDER], -LOUDER_CAP), LOUDER_CAP)
+    for r in range(N_STATISTICS):
+        if r == LOUDER:
+            continue
+        cusum[r] = min(cusum[r] + e[r], 2.0 * threshold)
+        if cusum[r] <= 0.0:
+            cusum[r] = 0.0
+            start_s[r] = now
+        elif cusum[r] >= threshold and (hit < 0 or (hit < LOUDER and cusum[LOUDER] <= 0.0)):
+            hit = r
+    return hit
 
 
 @njit(cache=True, nogil=True)
@@ -362,8 +393,8 @@ def _swings(rule, swing):
 
 
 @njit(cache=True, nogil=True)
-def _veto(rule, hit, energy):
-    """Why what was found is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
+def _veto(rule, hit, energy, spasm_nats):
+    """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
     rule.loud = min(
         max(rule.loud + (LOUD_NATS if energy > 1.0 + LOUD * np.sqrt(2.0 / rule.n_channels) else SOFT_NATS), 0.0), LOUD_CAP * rule.sure
     )
@@ -384,8 +415,10 @@ def _veto(rule, hit, energy):
     rule.rested = rule.rested + 1 if rule.envelope < REST_POWER else 0
     if rule.rested >= rule.off_samples:
         rule.unrest = 0
-    if not hit:
+    if hit < 0:
         return NO_VETO
+    if hit < LOUDER and spasm_nats <= 0.0:
+        return VETO_LOUDER
     if rule.unrest and rule.envelope < UNREST * rule.off_power:
         return VETO_UNREST
     if rule.intent > 0:
@@ -394,7 +427,7 @@ def _veto(rule, hit, energy):
         return VETO_ECG if rule.beats >= 2 else VETO_MOTION
     if rule.mains_left < MAINS_RATIO * rule.mains_all:
         return VETO_MAINS
-    if rule.loud_run < (4 * rule.sure_samples if rule.jolt > 0 else rule.sure_samples):
+    if rule.loud_run < (rule.jolt_run if rule.jolt > 0 or hit >= LOUD_DESIGNS else rule.sure_samples):
         return VETO_BRIEF
     if rule.rise_samples > 0 and rule.rise != RISE_ABRUPT:
         return VETO_SLOW
@@ -412,6 +445,7 @@ def _hold(s, i, now):
         rule.loud_run = 0
         rule.envelope = 0.0
     rule.below = 0
+    rule.fresh = LAGS
     s.past[i, :] = 0.0
     _new_block(s, i)
     _look_anew(rule)
