@@ -34,11 +34,11 @@ GAP_S = 0.05  # a hole in the stamps longer than this starts the filters over
 HIGH_PASS_ORDER = 2  # four poles wait 2 to 4 ms longer, and the whitening removes what two leave
 SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detection notes, section 7)
 # False alarms per sample are about this times exp(-threshold): measured, with the noise learnt as it goes (bench.detection)
-ALARM_RATE = 0.03
+ALARM_RATE = 0.008
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
 JOLT_S, JOLT_RUN_S = 0.02, 0.008
-LOUD_DB = (11.0, 17.0)
+MUCH_LOUDER_DB = 17.0
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
 MAINS_TIME_S = 0.02
@@ -160,8 +160,8 @@ def _state(settings: Settings) -> k.DetectorState:
         precision=np.zeros((n, c, r + 1)),
         bias=np.zeros((n, c, r + 1)),
         ratio=np.zeros((n, r)),
-        gain=np.zeros((n, 3)),
-        loss=np.zeros((n, 3)),
+        gain=np.zeros((n, 2)),
+        loss=np.zeros((n, 2)),
         scratch=np.zeros((n, 5, max(lags, c, k.N_STATISTICS))),
         cusum=np.zeros((n, k.N_STATISTICS)),
         cusum_start_s=np.zeros((n, k.N_STATISTICS)),
@@ -226,7 +226,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     s.lag[i, 0] = 1.0
     s.mix[i] = s.cross[i] = np.eye(s.mix.shape[1])
     s.ratio[i, : len(rule.design_snr_db)] = [10.0 ** (snr_db / 10.0) for snr_db in rule.design_snr_db]
-    louder = 1.0 + 10.0 ** (np.array([rule.design_snr_db[0], *LOUD_DB]) / 10.0)
+    louder = 1.0 + 10.0 ** (np.array([rule.design_snr_db[0], MUCH_LOUDER_DB]) / 10.0)
     s.gain[i], s.loss[i] = 1.0 - 1.0 / louder, 0.5 * np.log(louder)
     e = s.emg[i]
     e["n_channels"], e["n_blocks"], e["n_designs"] = len(rule.channels), _noise_blocks(rule), len(rule.design_snr_db)

@@ -47,8 +47,8 @@ LAGS = 13  # of the autoregressive models, the present one with it: order 12 (de
 MAX_DESIGNS = 4
 # Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and two of much
 # louder rest, since a spasm need not look as it was thought to.
-LOUDER, LOUD_DESIGNS = MAX_DESIGNS, MAX_DESIGNS + 1
-N_STATISTICS = MAX_DESIGNS + 3
+LOUDER, MUCH_LOUDER = MAX_DESIGNS, MAX_DESIGNS + 1
+N_STATISTICS = MAX_DESIGNS + 2
 LOUDER_CAP = 4.0  # nats
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
@@ -336,7 +336,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
 
     All by name, so that they lie in registers.
     """
-    e0 = e1 = e2 = e3 = e4 = e5 = e6 = 0.0
+    e0 = e1 = e2 = e3 = e4 = e5 = 0.0
     for m in range(c):
         y = a = b = d = f = g = 0.0
         for j in range(LAGS):
@@ -355,8 +355,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
         e3 += min(rest - g * g * precision[m, 4] - bias[m, 4], CAP_NATS)
         e4 += min(max(spasm - louder * gain[0] + loss[0], -CAP_NATS), CAP_NATS)
         e5 += min(louder * gain[1] - loss[1], CAP_NATS)
-        e6 += min(louder * gain[2] - loss[2], CAP_NATS)
-    e[0], e[1], e[2], e[3], e[4], e[5], e[6] = e0, e1, e2, e3, e4, e5, e6
+    e[0], e[1], e[2], e[3], e[4], e[5] = e0, e1, e2, e3, e4, e5
 
 
 @njit(cache=True, nogil=True)
@@ -427,7 +426,7 @@ def _veto(rule, hit, energy, spasm_nats):
         return VETO_ECG if rule.beats >= 2 else VETO_MOTION
     if rule.mains_left < MAINS_RATIO * rule.mains_all:
         return VETO_MAINS
-    if rule.loud_run < (rule.jolt_run if rule.jolt > 0 or hit >= LOUD_DESIGNS else rule.sure_samples):
+    if rule.loud_run < (rule.jolt_run if rule.jolt > 0 or hit == MUCH_LOUDER else rule.sure_samples):
         return VETO_BRIEF
     if rule.rise_samples > 0 and rule.rise != RISE_ABRUPT:
         return VETO_SLOW

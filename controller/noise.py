@@ -16,6 +16,7 @@ from numba import njit
 
 MODEL_BLOCKS = 10  # blocks between two makings of the models: 0.5 s
 NOISE_QUANTILE = 0.3
+RECENT_BLOCKS = 40  # 2 s: rest that became louder is believed sooner than rest that became quieter
 QUIET_RATIO = 2.0  # a block of 50 ms and 400 Hz has 40 degrees of freedom: twice its mean is four and a half standard deviations
 SPARSE = 4  # one sample in so many tells what channels share: its neighbours say the same
 FLOOR = 1e-3  # white noise that is added to each spectrum, of its power: rest has no line so pure that it could be predicted away
@@ -58,9 +59,13 @@ def learn(s, i):
 def model(s, i):
     """Scale, components and autoregressive models of rule `i` from what was learnt."""
     rule, c = s.emg[i], s.emg[i].n_channels
+    recent = np.empty(min(RECENT_BLOCKS, rule.blocks))
     if not rule.frozen:
         for ch in range(c):
-            s.noise_var[i, ch] = max(_rest_var(s.noise_blocks[i, : rule.blocks, ch]), rule.floor_var, LEAST_VAR)
+            blocks = s.noise_blocks[i, : rule.blocks, ch]
+            for b in range(recent.size):
+                recent[b] = blocks[(rule.block - 1 - b) % rule.blocks]
+            s.noise_var[i, ch] = max(_rest_var(blocks), _rest_var(recent), rule.floor_var, LEAST_VAR)
             s.scale[i, ch] = 1.0 / np.sqrt(s.noise_var[i, ch])
     if rule.modelled == 0:  # what is past has no scale yet
         s.past[i, :] = 0.0
