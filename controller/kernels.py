@@ -49,7 +49,8 @@ MAX_DESIGNS = 4
 # louder rest, since a spasm need not look as it was thought to.
 LOUDER, MUCH_LOUDER = MAX_DESIGNS, MAX_DESIGNS + 1
 N_STATISTICS = MAX_DESIGNS + 2
-LOUDER_CAP = 4.0  # nats
+LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats
+MUCH_POWER = 4.0
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
 LF_RATIO = 6.0  # slow swings beyond this many times rest, and stronger than the EMG, are motion or a heart
@@ -362,11 +363,11 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
 def _cusum(threshold, now, e, cusum, start_s):
     """Page's statistics (1954); returns the first that has passed the threshold, or -1."""
     hit = -1
-    cusum[LOUDER] = min(max(cusum[LOUDER] + e[LOUDER], -LOUDER_CAP), LOUDER_CAP)
+    cusum[LOUDER] = min(max(cusum[LOUDER] + e[LOUDER], LOUDER_LEAST), LOUDER_MOST)
     for r in range(N_STATISTICS):
         if r == LOUDER:
             continue
-        cusum[r] = min(cusum[r] + e[r], 2.0 * threshold)
+        cusum[r] = min(cusum[r] + e[r], (0.5 if r < LOUDER and cusum[LOUDER] <= 0.0 else 2.0) * threshold)
         if cusum[r] <= 0.0:
             cusum[r] = 0.0
             start_s[r] = now
@@ -416,7 +417,7 @@ def _veto(rule, hit, energy, spasm_nats):
         rule.unrest = 0
     if hit < 0:
         return NO_VETO
-    if hit < LOUDER and spasm_nats <= 0.0:
+    if spasm_nats <= 0.0 if hit < LOUDER else rule.fast < MUCH_POWER:
         return VETO_LOUDER
     if rule.unrest and rule.envelope < UNREST * rule.off_power:
         return VETO_UNREST
