@@ -37,13 +37,13 @@ SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detec
 ALARM_RATE = 0.008
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
+LOUDEST_TIME_S = 0.005
 JOLT_S, JOLT_RUN_S = 0.02, 0.008
 MUCH_LOUDER_DB = 17.0
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
 MAINS_TIME_S = 0.02
 FAST_S = 0.008  # envelope of the rise-time gate
-RISE_LOW = 2.0  # in power: 3 dB above rest is where a rise begins (detection notes, section 4)
 INTENT_S = 0.5  # a spasm is not looked for until so long after the last intended activity
 FORCE_SMOOTH_S = 0.005
 FORCE_RATE_SPAN_S = 0.02
@@ -237,7 +237,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     e["jolt_run"] = round(JOLT_RUN_S * sample_rate_hz)
     e["jolt_samples"] = round(JOLT_S * sample_rate_hz)
     e["sure_samples"] = max(1, round(SURE_RUN_S * sample_rate_hz))
-    e["mains_samples"], e["rise_samples"] = _mains_samples(rule, sample_rate_hz), round(rule.rise_ms / 1000 * sample_rate_hz)
+    e["mains_samples"] = _mains_samples(rule, sample_rate_hz)
     e["intent_column"] = channels.index(rule.intent_channel) if rule.intent_channel else -1
     e["intent_samples"], e["intent_uv"] = round(INTENT_S * sample_rate_hz), rule.intent_uv
     e["threshold"], e["floor_var"], e["off_power"] = (
@@ -248,7 +248,8 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     e["envelope_step"], e["gap_s"] = _step(ENVELOPE_S, sample_rate_hz), max(GAP_S, 10.0 / sample_rate_hz)
     e["lf_step"], e["slow_step"], e["fast_step"] = (_step(t_s, sample_rate_hz) for t_s in (LF_TIME_S, SLOW_TIME_S, FAST_S))
     e["mains_step"] = _step(MAINS_TIME_S, sample_rate_hz) if rule.mains_hz else 0.0
-    e["rise_low"], e["rise_high"] = RISE_LOW, rule.rise_ratio**2
+    e["rise_s"], e["rise_high"] = rule.rise_ms / 1000, rule.rise_ratio**2
+    e["loudest_keep"] = 1.0 - _step(LOUDEST_TIME_S, sample_rate_hz)
     e["sure"] = k.LOUD_NATS * SURE_S * sample_rate_hz
     if rule.noise_uv:
         e["frozen"] = 1

@@ -40,7 +40,8 @@ N_SEEN = 9
 ) = range(12)
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
-JOLT = 4.0
+JOLT = 3.0
+OVER_NATS = 1.0  # above its threshold a statistic goes no further: a spike would be evidence for long after
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
@@ -53,6 +54,7 @@ LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats
 MUCH_POWER = 4.0
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
+LOUD_SHARE = 1 / 6  # of the loudest just before: what the high-pass makes of a single sample is below that from the third one on
 LF_RATIO = 6.0  # slow swings beyond this many times rest, and stronger than the EMG, are motion or a heart
 REST_POWER, UNREST = 1.5, 2.0  # an envelope below this, in rest's power, is rest; what counts before that, in `off_power`
 MAINS_RATIO = 0.5  # what is left of mains after the period before is taken away, of twice its power; of EMG all is left
@@ -64,16 +66,16 @@ EMG_RULE = np.dtype(
         # settings
         *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks", "frozen", "intent_column")),
         *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples", "flat_samples", "sure_samples", "motion_samples")),
-        *((name, np.int64) for name in ("mains_samples", "rise_samples", "intent_samples", "jolt_samples", "jolt_run")),
+        *((name, np.int64) for name in ("mains_samples", "intent_samples", "jolt_samples", "jolt_run")),
         *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s", "lf_step", "slow_step")),
-        *((name, np.float64) for name in ("mains_step", "fast_step", "rise_low", "rise_high", "intent_uv")),
+        *((name, np.float64) for name in ("mains_step", "fast_step", "rise_s", "rise_high", "intent_uv")),
         # state
-        *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
+        *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "busy_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
+        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
         *((name, np.int64) for name in ("jolt", "fresh")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
-        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level")),
+        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level", "loudest", "loudest_keep")),
         *_LOOK,
     ],
     align=True,
@@ -220,8 +222,8 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
-            # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
-            if not rule.active or rule.below >= rule.block_samples or rule.active_samples > rule.adopt_samples:
+            # blocks of a spasm, or of what the person does, teach nothing about rest, unless it lasts so long that it must be the new rest
+            if rule.busy_samples == 0 or rule.below >= rule.block_samples or rule.busy_samples > rule.adopt_samples:
                 noise.learn(s, i)
             _new_block(s, i)
         if rule.blocks < rule.min_blocks:
@@ -233,17 +235,18 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.fresh -= 1
             continue
         _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
-        hit = _cusum(rule.threshold, now, e, cusum, start_s)
-        rule.veto = _veto(rule, hit, energy, cusum[LOUDER])
+        weak = rule.envelope < MUCH_POWER
+        hit = _cusum(rule.threshold, weak, now, e, cusum, start_s)
+        rule.veto = _veto(rule, now, hit, energy, cusum[LOUDER], start_s[0])
+        busy = rule.active or rule.intent > 0 or (rule.rise_s > 0.0 and rule.rise == RISE_SLOW)
+        rule.busy_samples = rule.busy_samples + 1 if busy else 0
         if not rule.active:
             if hit >= 0 and rule.veto == NO_VETO:
                 rule.active = 1
                 rule.below = 0
-                rule.active_samples = 0
                 rule.onset_s = start_s[hit]
                 rule.decided_s = now
         else:
-            rule.active_samples += 1
             rule.below = rule.below + 1 if rule.envelope < rule.off_power else 0
             if rule.below >= rule.off_samples:
                 rule.active = 0
@@ -360,14 +363,15 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
 
 
 @njit(cache=True, nogil=True)
-def _cusum(threshold, now, e, cusum, start_s):
+def _cusum(threshold, weak, now, e, cusum, start_s):
     """Page's statistics (1954); returns the first that has passed the threshold, or -1."""
     hit = -1
-    cusum[LOUDER] = min(max(cusum[LOUDER] + e[LOUDER], LOUDER_LEAST), LOUDER_MOST)
+    cusum[LOUDER] = min(max(cusum[LOUDER] + e[LOUDER], LOUDER_LEAST), LOUDER_MOST) if weak else LOUDER_MOST
+    most = threshold + OVER_NATS if cusum[LOUDER] > 0.0 else 0.5 * threshold
     for r in range(N_STATISTICS):
         if r == LOUDER:
             continue
-        cusum[r] = min(cusum[r] + e[r], (0.5 if r < LOUDER and cusum[LOUDER] <= 0.0 else 2.0) * threshold)
+        cusum[r] = min(cusum[r] + e[r], most if r < LOUDER else threshold + OVER_NATS)
         if cusum[r] <= 0.0:
             cusum[r] = 0.0
             start_s[r] = now
@@ -393,32 +397,27 @@ def _swings(rule, swing):
 
 
 @njit(cache=True, nogil=True)
-def _veto(rule, hit, energy, spasm_nats):
+def _veto(rule, now, hit, energy, spasm_nats, begun_s):
     """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
-    rule.loud = min(
-        max(rule.loud + (LOUD_NATS if energy > 1.0 + LOUD * np.sqrt(2.0 / rule.n_channels) else SOFT_NATS), 0.0), LOUD_CAP * rule.sure
-    )
+    # a spike rings lower and lower, a muscle does not
+    rule.loudest = max(energy, rule.loudest * rule.loudest_keep)
+    loud = energy > max(1.0 + LOUD * np.sqrt(2.0 / rule.n_channels), rule.loudest * LOUD_SHARE)
+    rule.loud = min(max(rule.loud + (LOUD_NATS if loud else SOFT_NATS), 0.0), LOUD_CAP * rule.sure)
     rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.sure else 0
     rule.fast += rule.fast_step * (energy - rule.fast)
-    rule.fallen = rule.fallen + 1 if rule.fast < rule.rise_low else 0
-    if rule.rise == RISE_UNKNOWN and rule.rising == 0 and rule.fallen > 0:
-        pass  # at rest
-    elif rule.fallen > rule.rise_samples:
-        rule.rising, rule.rise = 0, RISE_UNKNOWN
-    else:
-        rule.rising += 1
-        if rule.rise == RISE_UNKNOWN and rule.fast >= rule.rise_high:
-            rule.rise = RISE_ABRUPT
-        elif rule.rise == RISE_UNKNOWN and rule.rising >= rule.rise_samples:
+    if begun_s == now:  # the least of the designs has no evidence: at rest
+        rule.rise = RISE_UNKNOWN
+    elif rule.rise == RISE_UNKNOWN:
+        if now - begun_s > rule.rise_s:
             rule.rise = RISE_SLOW
+        elif rule.fast >= rule.rise_high:
+            rule.rise = RISE_ABRUPT
     # what is over and yet no rest may be a louder amplifier: until it is learnt, only what would not be over counts
     rule.rested = rule.rested + 1 if rule.envelope < REST_POWER else 0
     if rule.rested >= rule.off_samples:
         rule.unrest = 0
     if hit < 0:
         return NO_VETO
-    if spasm_nats <= 0.0 if hit < LOUDER else rule.fast < MUCH_POWER:
-        return VETO_LOUDER
     if rule.unrest and rule.envelope < UNREST * rule.off_power:
         return VETO_UNREST
     if rule.intent > 0:
@@ -427,9 +426,11 @@ def _veto(rule, hit, energy, spasm_nats):
         return VETO_ECG if rule.beats >= 2 else VETO_MOTION
     if rule.mains_left < MAINS_RATIO * rule.mains_all:
         return VETO_MAINS
+    if spasm_nats <= 0.0 if hit < LOUDER else rule.fast < MUCH_POWER:
+        return VETO_LOUDER
     if rule.loud_run < (rule.jolt_run if rule.jolt > 0 or hit == MUCH_LOUDER else rule.sure_samples):
         return VETO_BRIEF
-    if rule.rise_samples > 0 and rule.rise != RISE_ABRUPT:
+    if rule.rise_s > 0.0 and rule.rise != RISE_ABRUPT:
         return VETO_SLOW
     return NO_VETO
 
@@ -441,7 +442,7 @@ def _hold(s, i, now):
     if rule.active or rule.bad > 0:
         s.cusum[i, :] = 0.0
         s.cusum_start_s[i, :] = now
-        rule.loud = 0.0
+        rule.loud = rule.loudest = 0.0
         rule.loud_run = 0
         rule.envelope = 0.0
     rule.below = 0

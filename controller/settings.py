@@ -218,7 +218,7 @@ class EmgRule(Table):
         default=50.0, ge=0.0, le=400.0, description="frequency of the power line, told from a spasm; 0 = not looked for"
     )
     rise_ms: float = Field(default=0.0, ge=0.0, le=500.0, description="a spasm rises to rise_ratio within this; 0 = however it rises")
-    rise_ratio: float = Field(default=2.5, ge=1.5, le=30.0, description="root mean square that an abrupt rise reaches, in rest's")
+    rise_ratio: float = Field(default=2.7, ge=1.5, le=30.0, description="root mean square that an abrupt rise reaches, in rest's")
     intent_channel: TextOrNone = Field(
         default="", description="channel of [emg] that is active when the person moves on purpose; empty = none"
     )
