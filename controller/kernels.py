@@ -51,7 +51,7 @@ MAX_DESIGNS = 4
 LOUDER, MUCH_LOUDER = MAX_DESIGNS, MAX_DESIGNS + 1
 N_STATISTICS = MAX_DESIGNS + 2
 LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats
-MUCH_POWER = 4.0
+MUCH_POWER = 6.0
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
 LOUD_SHARE = 1 / 6  # of the loudest just before: what the high-pass makes of a single sample is below that from the third one on
