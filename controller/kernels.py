@@ -324,7 +324,7 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
         lag_sum[j] += past[m, newest] * past[m, newest - j]
     if rule.in_block % noise.SPARSE == 0:
         for m in range(c):
-            for k in range(c):
+            for k in range(m + 1):
                 cross_sum[m, k] += past[m, newest] * past[k, newest]
     rule.in_block += 1
     rule.at = at + 1 if at + 1 < LAGS else 0

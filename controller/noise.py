@@ -45,7 +45,7 @@ def learn(s, i):
         rule.level += step * (level / c - rule.level)
         for a in range(c):
             for b in range(c):
-                s.cross[i, a, b] += step * (s.cross_sum[i, a, b] / n_sparse - s.cross[i, a, b])
+                s.cross[i, a, b] += step * (s.cross_sum[i, max(a, b), min(a, b)] / n_sparse - s.cross[i, a, b])
     rule.block = (rule.block + 1) % rule.n_blocks
     rule.blocks = min(rule.blocks + 1, rule.n_blocks)
     rule.since_model += 1
