@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import butter, sosfilt_zi, sosfreqz
 
+from controller import classical
 from controller import kernels as k
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def _state(settings: Settings) -> k.DetectorState:
         scratch=np.zeros((n, 5, max(lags, c, k.N_STATISTICS))),
         cusum=np.zeros((n, k.N_STATISTICS)),
         cusum_start_s=np.zeros((n, k.N_STATISTICS)),
+        classical=np.zeros(n, classical.RULE),
+        marks=np.zeros((n, max(4, round(classical.WINDOW_S * settings.emg.sample_rate_hz)) if settings.emg else 1)),
         force=np.zeros(len(force_rules), k.FORCE_RULE),
         history=np.zeros((len(force_rules), h)),
         seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
@@ -238,6 +241,9 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
         e["frozen"] = 1
         s.noise_var[i, : len(rule.noise_uv)] = np.maximum(np.square(rule.noise_uv), rule.floor_uv**2)
         s.scale[i, : len(rule.noise_uv)] = s.noise_var[i, : len(rule.noise_uv)] ** -0.5
+    classical.set_rule(s.classical[i], rule.method, rule.false_alarms_per_h, sample_rate_hz)
+    if rule.method != "cusum":
+        classical.set_threshold(s, i)
     e["held"] = 1  # filters start from the first sample, whatever its offset
     e["look_samples"] = _look_samples(look_s, sample_rate_hz)
     e["quality"] = k.QUALITY_LEARNING

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import noise
+from controller import classical, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,6 +101,8 @@ class DetectorState(NamedTuple):
         Design ratios D, in power; of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D). scratch : (n_emg_rules, 5, w)
     cusum, cusum_start_s : (n_emg_rules, N_STATISTICS) float64
         Page's statistic and when it last left zero (the estimate of the onset).
+    classical : (n_emg_rules,) classical.RULE; marks : (n_emg_rules, w) float64
+        Of the classical methods: their records, and what each of the last samples adds to the statistic.
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
         The last 20 ms of force, smoothed.
     seen : (n_rules, N_SEEN) float64
@@ -135,6 +137,8 @@ class DetectorState(NamedTuple):
     scratch: NDArray[np.float64]
     cusum: NDArray[np.float64]
     cusum_start_s: NDArray[np.float64]
+    classical: NDArray[np.void]
+    marks: NDArray[np.float64]
     force: NDArray[np.void]
     history: NDArray[np.float64]
     seen: NDArray[np.float64]
@@ -175,7 +179,8 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
     sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
     mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
     ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
-    c = rule.n_channels
+    c, classic = rule.n_channels, s.classical[i]
+    marks = s.marks[i]
     for k in range(x_uv.shape[0]):
         now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
@@ -194,28 +199,35 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.held = 0
             continue
         _look(rule, now, power / c)
-        energy = _components(rule, c, mix, past, mains, lag_sum, cross_sum, u)
+        energy = _components(rule, c, classic.method, mix, past, mains, lag_sum, cross_sum, u)
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
             if not rule.active or rule.active_samples > rule.adopt_samples:
                 noise.learn(s, i)
+                if classic.method != classical.CUSUM and rule.since_model == 0:
+                    classical.set_threshold(s, i)
             _new_block(s, i)
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
             continue
         rule.quality = QUALITY_OK
 
-        _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
         hit = -1
-        for r in range(N_STATISTICS):
-            cusum[r] = min(cusum[r] + e[r], 2.0 * rule.threshold)
-            if cusum[r] <= 0.0:
-                cusum[r] = 0.0
-                start_s[r] = now
-            elif cusum[r] >= rule.threshold and hit < 0:
-                hit = r
+        if classic.method != classical.CUSUM:
+            newest = rule.at + LAGS - 1
+            if classical.hear(classic, c, rule.threshold, now, newest, energy, past, marks, cusum, start_s):
+                hit = 0
+        else:
+            _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
+            for r in range(N_STATISTICS):
+                cusum[r] = min(cusum[r] + e[r], 2.0 * rule.threshold)
+                if cusum[r] <= 0.0:
+                    cusum[r] = 0.0
+                    start_s[r] = now
+                elif cusum[r] >= rule.threshold and hit < 0:
+                    hit = r
         rule.veto = _veto(rule, hit >= 0, energy)
         if not rule.active:
             if hit >= 0 and rule.veto == NO_VETO:
@@ -236,7 +248,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                 rule.loud = 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _raw(rule, c, columns, scale, raw, slow, x):
     """Look at the samples as they come: no number, beyond all EMG, unchanged for too long; returns the slow swing, in sigma of rest."""
     swing = 0.0
@@ -261,34 +273,41 @@ def _raw(rule, c, columns, scale, raw, slow, x):
     return swing
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
     """High-passed channels, divided by rest, into `u`; returns the sum of their squares in µV². After a hold it starts from rest."""
+    for ch in range(c):
+        u[ch] = x[columns[ch]]
+    for q in range(sos.shape[0]):
+        b0, b1, b2, a1, a2 = sos[q, 0], sos[q, 1], sos[q, 2], sos[q, 4], sos[q, 5]
+        for ch in range(c):
+            w = u[ch]
+            if held:
+                z[q, ch, 0], z[q, ch, 1] = zi[q, 0] * w, zi[q, 1] * w
+            y = b0 * w + z[q, ch, 0]
+            z[q, ch, 0] = b1 * w - a1 * y + z[q, ch, 1]
+            z[q, ch, 1] = b2 * w - a2 * y
+            u[ch] = y
     power = 0.0
     for ch in range(c):
-        y = x[columns[ch]]
-        for q in range(sos.shape[0]):
-            if held:
-                z[q, ch, 0], z[q, ch, 1] = zi[q, 0] * y, zi[q, 1] * y
-            w = y
-            y = sos[q, 0] * w + z[q, ch, 0]
-            z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
-            z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
+        y = u[ch]
         power += y * y
         block_sum[ch] += y * y
         u[ch] = y * scale[ch]
     return power
 
 
-@njit(cache=True, nogil=True)
-def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
+@njit(cache=True, nogil=True, forceinline=True)
+def _components(rule, c, method, mix, past, mains, lag_sum, cross_sum, u):
     """Independent components into `past`, their sums for the block, what repeats with the mains; returns the mean square of `u`."""
     at, w, energy, left, whole = rule.at, rule.mains_at, 0.0, 0.0, 0.0
     newest = at + LAGS
     for m in range(c):
-        v = 0.0
-        for ch in range(c):
-            v += mix[m, ch] * u[ch]
+        v = u[m]
+        if method == classical.CUSUM:
+            v = 0.0
+            for ch in range(c):
+                v += mix[m, ch] * u[ch]
         past[m, at] = past[m, newest] = v
         before, now = mains[w, m], u[m]
         energy += now * now
@@ -340,7 +359,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
     e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7] = e0, e1, e2, e3, e4, e5, e6, e7
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _swings(rule, swing):
     """Count down a motion; one that comes at the pace of a heart, three times, is one."""
     rule.since_swing += 1
@@ -356,7 +375,7 @@ def _swings(rule, swing):
         rule.motion = 0 if rule.fast > rule.peak else rule.motion - 1  # a muscle that drowns the swing was its cause
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _veto(rule, hit, energy):
     """Why what was found is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
     rule.loud = min(
@@ -406,6 +425,7 @@ def _hold(s, i, now):
         rule.loud = 0.0
         rule.loud_run = 0
         rule.envelope = 0.0
+        classical.forget(s, i)
     rule.below = 0
     s.past[i, :] = 0.0
     _new_block(s, i)
@@ -433,7 +453,7 @@ def _look_from(rule, t_s):
         _look_anew(rule)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _look(rule, now, value):
     """Take a clean sample, if it is of the look: of the first `look_samples` after `look_from_s`, so that all looks are of one length."""
     if now > rule.look_from_s and rule.looked < rule.look_samples:

@@ -207,6 +207,9 @@ class EmgRule(Table):
     name: Text = Field(description="what the screen and the audit call this rule")
     channels: Channels = Field(description="channels of [emg] over one muscle; they are pooled")
     train: Text = Field(description="the train of [trains] that answers")
+    method: Literal["cusum", "hodges_bui", "bonato", "tkeo", "rms_mad"] = Field(
+        default="cusum", description="how a spasm is told from rest: likelihoods, or a familiar rule"
+    )
     high_pass_hz: float = Field(ge=10.0, le=500.0, description="keeps ECG and movement out; 80 Hz removes nearly all ECG")
     false_alarms_per_h: float = Field(ge=0.0001, le=3600.0, description="in an hour of quiet, at most; fewer = later")
     floor_uv: float = Field(ge=0.0, le=5000.0, description="smaller activity is never a spasm; surface EMG ends at about 5 mV")
