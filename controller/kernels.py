@@ -181,6 +181,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
     ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
     c, classic = rule.n_channels, s.classical[i]
     marks = s.marks[i]
+    told, loud = rule.block % c, 1.0 + LOUD * np.sqrt(2.0 / c)  # divisions that every sample would pay for
     for k in range(x_uv.shape[0]):
         now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
@@ -199,7 +200,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.held = 0
             continue
         _look(rule, now, power / c)
-        energy = _components(rule, c, classic.method, mix, past, mains, lag_sum, cross_sum, u)
+        energy = _components(rule, c, told, classic.method, mix, past, mains, lag_sum, cross_sum, u)
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
@@ -209,6 +210,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                 if classic.method != classical.CUSUM and rule.since_model == 0:
                     classical.set_threshold(s, i)
             _new_block(s, i)
+            told = rule.block % c
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
             continue
@@ -228,7 +230,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                     start_s[r] = now
                 elif cusum[r] >= rule.threshold and hit < 0:
                     hit = r
-        rule.veto = _veto(rule, hit >= 0, energy)
+        rule.veto = _veto(rule, hit >= 0, energy, loud)
         if not rule.active:
             if hit >= 0 and rule.veto == NO_VETO:
                 rule.active = 1
@@ -251,23 +253,24 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
 @njit(cache=True, nogil=True, forceinline=True)
 def _raw(rule, c, columns, scale, raw, slow, x):
     """Look at the samples as they come: no number, beyond all EMG, unchanged for too long; returns the slow swing, in sigma of rest."""
-    swing = 0.0
+    swing, longest, held, slow_step, lf_step = 0.0, 0.0, rule.held, rule.slow_step, rule.lf_step
     for ch in range(c):
         y = x[columns[ch]]
         if not abs(y) < MAX_UV:  # NaN too
             rule.bad, rule.why_bad = rule.bad_samples, VETO_VALUE
             continue
-        raw[ch, 1] = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
-        raw[ch, 0] = y
-        if raw[ch, 1] >= rule.flat_samples:
-            rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
-        if rule.held:
+        unchanged = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
+        raw[ch, 0], raw[ch, 1] = y, unchanged
+        longest = max(longest, unchanged)
+        if held:
             slow[ch] = y  # what comes after starts from where it is
             continue
-        slow[ch, 0] += rule.slow_step * (y - slow[ch, 0])
-        slow[ch, 1] += rule.lf_step * (y - slow[ch, 1])
-        slow[ch, 2] += rule.lf_step * (slow[ch, 1] - slow[ch, 2])
+        slow[ch, 0] += slow_step * (y - slow[ch, 0])
+        slow[ch, 1] += lf_step * (y - slow[ch, 1])
+        slow[ch, 2] += lf_step * (slow[ch, 1] - slow[ch, 2])
         swing = max(swing, abs(slow[ch, 2] - slow[ch, 0]) * scale[ch])
+    if longest >= rule.flat_samples:
+        rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
     if rule.intent_column >= 0:
         rule.intent = rule.intent_samples if abs(x[rule.intent_column]) >= rule.intent_uv else max(0, rule.intent - 1)
     return swing
@@ -298,7 +301,7 @@ def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _components(rule, c, method, mix, past, mains, lag_sum, cross_sum, u):
+def _components(rule, c, told, method, mix, past, mains, lag_sum, cross_sum, u):
     """Independent components into `past`, their sums for the block, what repeats with the mains; returns the mean square of `u`."""
     at, w, energy, left, whole = rule.at, rule.mains_at, 0.0, 0.0, 0.0
     newest = at + LAGS
@@ -314,9 +317,9 @@ def _components(rule, c, method, mix, past, mains, lag_sum, cross_sum, u):
         left += (now - before) * (now - before)
         whole += now * now + before * before
         mains[w, m] = now
-    m = rule.block % c  # one component a block tells of the spectrum that all share; all its samples, or no model could be made of it
+    # one component a block tells of the spectrum that all share; all its samples, or no model could be made of it
     for j in range(LAGS):
-        lag_sum[j] += past[m, newest] * past[m, newest - j]
+        lag_sum[j] += past[told, newest] * past[told, newest - j]
     if rule.in_block % noise.SPARSE == 0:
         for m in range(c):
             for k in range(c):
@@ -376,11 +379,9 @@ def _swings(rule, swing):
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _veto(rule, hit, energy):
-    """Why what was found is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
-    rule.loud = min(
-        max(rule.loud + (LOUD_NATS if energy > 1.0 + LOUD * np.sqrt(2.0 / rule.n_channels) else SOFT_NATS), 0.0), LOUD_CAP * rule.sure
-    )
+def _veto(rule, hit, energy, loud):
+    """Why what was found is not taken for a spasm (yet); `energy` of the newest sample, in rest's, is loud above `loud`."""
+    rule.loud = min(max(rule.loud + (LOUD_NATS if energy > loud else SOFT_NATS), 0.0), LOUD_CAP * rule.sure)
     rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.sure else 0
     rule.fast += rule.fast_step * (energy - rule.fast)
     rule.fallen = rule.fallen + 1 if rule.fast < rule.rise_low else 0
