@@ -3,8 +3,9 @@
 The EMG rule is Page's CUSUM on the log-likelihood ratio of two models, rest and rest with a spasm on top, the channels of one muscle
 pooled: of all rules with the same rate of false alarms it has the least mean delay (Page 1954; Moustakides 1986; Lorden 1971). Both models
 are Gaussian with a spectrum (autoregressive, order 12: detection notes, section 7), rest's is learnt as it goes (`noise`). Its threshold
-follows from how many false alarms an hour of quiet may have. What looks like a spasm and is none is vetoed by name. Force is threshold
-and rate above a running baseline. This module turns settings into the state; the arithmetic is in `kernels`.
+follows from how many false alarms an hour of quiet may have. What looks like a spasm and is none is vetoed by name. Familiar rules stand
+beside it (`classical`). Force is threshold and rate above a running baseline. This module turns settings into the state; the arithmetic is
+in `kernels`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Detection:
     decided_s : float
         Stamp of the sample at which the rule was sure; NaN before the first.
     statistic, threshold : float
-        EMG: nats. Force: the settings' unit above the baseline.
+        EMG: nats; of the classical methods what `classical` says, in rest's units. Force: the settings' unit above the baseline.
     envelope : float
         EMG: pooled root mean square in µV. Force: the settings' unit per s.
     quality : str

@@ -883,8 +883,8 @@ def sentences(settings: Settings, path: str | Path) -> str:
     lines += ["", "Rules"]
     for rule in settings.emg_rules:
         lines += [
-            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule that",
-            f"    gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
+            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule",
+            f"    ({rule.method}) that gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
             f'    and exceed {rule.floor_uv:g} uV, the answer is "{rule.train}"; the spasm is over when the envelope',
             f"    falls below {rule.off_ratio:g} x the noise (memory {rule.noise_time_s:g} s)",
         ]

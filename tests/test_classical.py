@@ -68,7 +68,7 @@ def test_the_settings_know_the_methods():
 
 @pytest.mark.parametrize("method", ["hodges_bui", "tkeo", "rms_mad"])
 def test_a_moving_mean_is_what_numpy_makes_of_the_same_signal(method):
-    x = rest(np.random.default_rng(1), 6) 
+    x = rest(np.random.default_rng(1), 6)
     x[9000:] *= 5.0  # to the end: a rule that is over forgets its statistic
     x += 500.0
     detector = SpasmDetector(rule_with(method, noise_uv=(NOISE_UV, 0.5 * NOISE_UV), floor_uv=0.1))
