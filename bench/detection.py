@@ -33,7 +33,7 @@ from scipy.stats import chi2
 
 from bench import detection_picture, peers, signals
 from bench.signals import Recipe
-from controller import kernels
+from controller import classical, kernels
 from controller.detector import SpasmDetector
 from controller.settings import Settings
 from drivers.base import Chunk
@@ -64,7 +64,8 @@ PEER_QUIET = 10  # quiet recordings that peers get
 # --- ours: the one place that knows fields of a rule --------------------------------------------------------------------------------
 DEFAULT = "calmloop"
 #: Fields of `[[emg_rules]]` that make a method, beside `COMMON`.
-METHODS: dict[str, dict[str, Any]] = {DEFAULT: {}, "rise gate": {"rise_ms": 40.0}}  # goals of "energy" are "not measured" until it exists
+METHODS: dict[str, dict[str, Any]] = {DEFAULT: {}, "rise gate": {"rise_ms": 40.0}}
+METHODS |= {method: {"method": method} for method in classical.METHODS[1:]}
 # A floor above the noise would hide what the noise model does; one false alarm a day is what is asked for.
 COMMON: dict[str, Any] = {"floor_uv": 1.0, "false_alarms_per_h": 1 / 24}
 SWEEP: dict[str, list[Any]] = {"false_alarms_per_h": [360.0, 60.0, 10.0, 1.0, 0.2, 1 / 24, 0.01]}

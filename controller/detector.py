@@ -3,8 +3,9 @@
 The EMG rule is Page's CUSUM on the log-likelihood ratio of two models, rest and rest with a spasm on top, the channels of one muscle
 pooled: of all rules with the same rate of false alarms it has the least mean delay (Page 1954; Moustakides 1986; Lorden 1971). Both models
 are Gaussian with a spectrum (autoregressive, order 12: detection notes, section 7), rest's is learnt as it goes (`noise`). Its threshold
-follows from how many false alarms an hour of quiet may have. What looks like a spasm and is none is vetoed by name. Force is threshold
-and rate above a running baseline. This module turns settings into the state; the arithmetic is in `kernels`.
+follows from how many false alarms an hour of quiet may have. What looks like a spasm and is none is vetoed by name. Familiar rules stand
+beside it (`classical`). Force is threshold and rate above a running baseline. This module turns settings into the state; the arithmetic is
+in `kernels`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import butter, sosfilt_zi, sosfreqz
 
+from controller import classical
 from controller import kernels as k
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detec
 ALARM_RATE = 0.008
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
-LOUDEST_TIME_S = 0.005
-JOLT_S, JOLT_RUN_S = 0.02, 0.008
-MUCH_LOUDER_DB = 17.0
+LOUDEST_TIME_S = 0.005  # how long a loud sample sets the measure
+JOLT_S, JOLT_RUN_S = 0.02, 0.008  # for so long after a jolt, so much must be loud
+MUCH_LOUDER_DB = 17.0  # a spasm of any spectrum shows it: some 6 dB and more
 MOTION_S = 0.05  # while the raw signal swings slowly, a spasm must be loud for this long (detection notes, section 4)
 LF_TIME_S, SLOW_TIME_S = 0.005, 1.0  # what swings slowly: 1 s against twice 5 ms, about 0.2 to 20 Hz: known 5 ms after a step
 MAINS_TIME_S = 0.02
@@ -79,7 +81,7 @@ class Detection:
     decided_s : float
         Stamp of the sample at which the rule was sure; NaN before the first.
     statistic, threshold : float
-        EMG: nats. Force: the settings' unit above the baseline.
+        EMG: nats; of the classical methods what `classical` says, in rest's units. Force: the settings' unit above the baseline.
     envelope : float
         EMG: pooled root mean square in µV. Force: the settings' unit per s.
     quality : str
@@ -165,6 +167,8 @@ def _state(settings: Settings) -> k.DetectorState:
         scratch=np.zeros((n, 5, max(lags, c, k.N_STATISTICS))),
         cusum=np.zeros((n, k.N_STATISTICS)),
         cusum_start_s=np.zeros((n, k.N_STATISTICS)),
+        classical=np.zeros(n, classical.RULE),
+        marks=np.zeros((n, max(4, round(classical.WINDOW_S * settings.emg.sample_rate_hz)) if settings.emg else 1)),
         force=np.zeros(len(force_rules), k.FORCE_RULE),
         history=np.zeros((len(force_rules), h)),
         seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
@@ -255,6 +259,9 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
         e["frozen"] = 1
         s.noise_var[i, : len(rule.noise_uv)] = np.maximum(np.square(rule.noise_uv), rule.floor_uv**2)
         s.scale[i, : len(rule.noise_uv)] = s.noise_var[i, : len(rule.noise_uv)] ** -0.5
+    classical.set_rule(s.classical[i], rule.method, rule.false_alarms_per_h, sample_rate_hz)
+    if rule.method != "cusum":
+        classical.set_threshold(s, i)
     e["held"] = 1  # filters start from the first sample, whatever its offset
     e["look_samples"] = _look_samples(look_s, sample_rate_hz)
     e["quality"] = k.QUALITY_LEARNING

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import noise
+from controller import classical, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,18 +40,18 @@ N_SEEN = 9
 ) = range(12)
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
-JOLT = 3.0
+JOLT = 3.0  # a raw signal that has moved by so many times rest within some milliseconds may be a step or a spike
 OVER_NATS = 1.0  # above its threshold a statistic goes no further: a spike would be evidence for long after
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
 MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
-# Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and two of much
+# Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and one of much
 # louder rest, since a spasm need not look as it was thought to.
 LOUDER, MUCH_LOUDER = MAX_DESIGNS, MAX_DESIGNS + 1
 N_STATISTICS = MAX_DESIGNS + 2
-LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats
-MUCH_POWER = 6.0
+LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats: how sure of the one or the other it may become
+MUCH_POWER = 6.0  # in rest's power: what is stronger is no amplifier's drift, whatever its spectrum
 # A share of the samples above 1.7 sigma: a tenth of rest's, a third and more of a spasm's. Their log ratios; a spike has too few of them.
 LOUD, LOUD_NATS, SOFT_NATS, LOUD_CAP = 1.25, 1.25, -0.325, 1.4
 LOUD_SHARE = 1 / 6  # of the loudest just before: what the high-pass makes of a single sample is below that from the third one on
@@ -121,10 +121,13 @@ class DetectorState(NamedTuple):
         Of each component the predictors of rest and of each design, 1 / (2 variance) of the residual, and half the log of that variance.
     ratio : (n_emg_rules, r) float64
         Design ratios D, in power.
-    gain, loss : (n_emg_rules, 3) float64
-        Of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D); D of the first design, and those of `LOUD_DB`. scratch : (n_emg_rules, 5, w)
+    gain, loss : (n_emg_rules, 2) float64
+        Of rest that is louder by 1 + D: 1 - 1 / (1 + D), and 0.5 ln(1 + D); D of the first design, and of `MUCH_LOUDER_DB`.
+    scratch : (n_emg_rules, 5, w) float64
     cusum, cusum_start_s : (n_emg_rules, N_STATISTICS) float64
         Page's statistic and when it last left zero (the estimate of the onset).
+    classical : (n_emg_rules,) classical.RULE; marks : (n_emg_rules, w) float64
+        Of the classical methods: their records, and what each of the last samples adds to the statistic.
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
         The last 20 ms of force, smoothed.
     seen : (n_rules, N_SEEN) float64
@@ -159,6 +162,8 @@ class DetectorState(NamedTuple):
     scratch: NDArray[np.float64]
     cusum: NDArray[np.float64]
     cusum_start_s: NDArray[np.float64]
+    classical: NDArray[np.void]
+    marks: NDArray[np.float64]
     force: NDArray[np.void]
     history: NDArray[np.float64]
     seen: NDArray[np.float64]
@@ -195,11 +200,15 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
 def _emg_update(s, i, x_uv, t_s, hold_until_s):
     """Page's CUSUM on the log-likelihood ratio of rest and rest with a spasm, over all channels of one muscle."""
     # parts of the state by themselves: to hand on all of it at each sample would cost more than the work
-    rule, columns, scale, cusum, start_s = s.emg[i], s.columns[i], s.scale[i], s.cusum[i], s.cusum_start_s[i]
+    # (records by themselves: in one tuple with arrays numba has given other results from run to run)
+    rule = s.emg[i]
+    classic = s.classical[i]
+    c = rule.n_channels
+    columns, scale, cusum, start_s, marks = s.columns[i], s.scale[i], s.cusum[i], s.cusum_start_s[i], s.marks[i]
     sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
     mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
     ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
-    c = rule.n_channels
+    told, loud = rule.block // noise.MODEL_BLOCKS % c, 1.0 + LOUD * np.sqrt(2.0 / c)  # divisions that every sample would pay for
     for k in range(x_uv.shape[0]):
         now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
@@ -218,14 +227,17 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             rule.held = 0
             continue
         _look(rule, now, power / c)
-        energy = _components(rule, c, mix, past, mains, lag_sum, cross_sum, u)
+        energy = _components(rule, c, told, classic.method, mix, past, mains, lag_sum, cross_sum, u)
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm, or of what the person does, teach nothing about rest, unless it lasts so long that it must be the new rest
             if rule.busy_samples == 0 or rule.below >= rule.block_samples or rule.busy_samples > rule.adopt_samples:
                 noise.learn(s, i)
+                if classic.method != classical.CUSUM and rule.since_model == 0:
+                    classical.set_threshold(s, i)
             _new_block(s, i)
+            told = rule.block // noise.MODEL_BLOCKS % c
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
             continue
@@ -234,10 +246,16 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
         if rule.fresh > 0:  # what is past is not known yet
             rule.fresh -= 1
             continue
-        _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
-        weak = rule.envelope < MUCH_POWER
-        hit = _cusum(rule.threshold, weak, now, e, cusum, start_s)
-        rule.veto = _veto(rule, now, hit, energy, cusum[LOUDER], start_s[0])
+        hit, spasm_nats = -1, 1.0
+        if classic.method != classical.CUSUM:
+            newest = rule.at + LAGS - 1
+            if classical.hear(classic, c, rule.threshold, now, newest, energy, past, marks, cusum, start_s):
+                hit = 0
+        else:
+            _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
+            hit = _cusum(rule.threshold, rule.envelope < MUCH_POWER, now, e, cusum, start_s)
+            spasm_nats = cusum[LOUDER]
+        rule.veto = _veto(rule, now, hit, energy, loud, spasm_nats, start_s[0])
         busy = rule.active or rule.intent > 0 or (rule.rise_s > 0.0 and rule.rise == RISE_SLOW)
         rule.busy_samples = rule.busy_samples + 1 if busy else 0
         if not rule.active:
@@ -257,71 +275,77 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
                 rule.loud = 0.0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _raw(rule, c, columns, scale, raw, slow, x):
     """Look at the samples as they come: no number, beyond all EMG, unchanged for too long; returns the slow swing, in sigma of rest."""
-    swing = jolt = 0.0
+    swing, jolt, longest, held, slow_step, lf_step = 0.0, 0.0, 0.0, rule.held, rule.slow_step, rule.lf_step
     for ch in range(c):
         y = x[columns[ch]]
         if not abs(y) < MAX_UV:  # NaN too
             rule.bad, rule.why_bad = rule.bad_samples, VETO_VALUE
             continue
-        raw[ch, 1] = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
-        raw[ch, 0] = y
-        if raw[ch, 1] >= rule.flat_samples:
-            rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
-        if rule.held:
+        unchanged = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
+        raw[ch, 0], raw[ch, 1] = y, unchanged
+        longest = max(longest, unchanged)
+        if held:
             slow[ch] = y  # what comes after starts from where it is
             continue
-        slow[ch, 0] += rule.slow_step * (y - slow[ch, 0])
-        slow[ch, 1] += rule.lf_step * (y - slow[ch, 1])
-        slow[ch, 2] += rule.lf_step * (slow[ch, 1] - slow[ch, 2])
+        slow[ch, 0] += slow_step * (y - slow[ch, 0])
+        slow[ch, 1] += lf_step * (y - slow[ch, 1])
+        slow[ch, 2] += lf_step * (slow[ch, 1] - slow[ch, 2])
         swing = max(swing, abs(slow[ch, 2] - slow[ch, 0]) * scale[ch])
         jolt = max(jolt, abs(slow[ch, 1] - slow[ch, 0]) * scale[ch])
     rule.jolt = rule.jolt_samples if jolt > JOLT else max(0, rule.jolt - 1)
+    if longest >= rule.flat_samples:
+        rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
     if rule.intent_column >= 0:
         rule.intent = rule.intent_samples if abs(x[rule.intent_column]) >= rule.intent_uv else max(0, rule.intent - 1)
     return swing
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
     """High-passed channels, divided by rest, into `u`; returns the sum of their squares in µV². After a hold it starts from rest."""
+    for ch in range(c):
+        u[ch] = x[columns[ch]]
+    for q in range(sos.shape[0]):
+        b0, b1, b2, a1, a2 = sos[q, 0], sos[q, 1], sos[q, 2], sos[q, 4], sos[q, 5]
+        for ch in range(c):
+            w = u[ch]
+            if held:
+                z[q, ch, 0], z[q, ch, 1] = zi[q, 0] * w, zi[q, 1] * w
+            y = b0 * w + z[q, ch, 0]
+            z[q, ch, 0] = b1 * w - a1 * y + z[q, ch, 1]
+            z[q, ch, 1] = b2 * w - a2 * y
+            u[ch] = y
     power = 0.0
     for ch in range(c):
-        y = x[columns[ch]]
-        for q in range(sos.shape[0]):
-            if held:
-                z[q, ch, 0], z[q, ch, 1] = zi[q, 0] * y, zi[q, 1] * y
-            w = y
-            y = sos[q, 0] * w + z[q, ch, 0]
-            z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
-            z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
+        y = u[ch]
         power += y * y
         block_sum[ch] += y * y
         u[ch] = y * scale[ch]
     return power
 
 
-@njit(cache=True, nogil=True)
-def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
+@njit(cache=True, nogil=True, forceinline=True)
+def _components(rule, c, told, method, mix, past, mains, lag_sum, cross_sum, u):
     """Independent components into `past`, their sums for the block, what repeats with the mains; returns the mean square of `u`."""
     at, w, energy, left, whole = rule.at, rule.mains_at, 0.0, 0.0, 0.0
     newest = at + LAGS
     for m in range(c):
-        v = 0.0
-        for ch in range(c):
-            v += mix[m, ch] * u[ch]
+        v = u[m]
+        if method == classical.CUSUM:
+            v = 0.0
+            for ch in range(c):
+                v += mix[m, ch] * u[ch]
         past[m, at] = past[m, newest] = v
         before, now = mains[w, m], u[m]
         energy += now * now
         left += (now - before) * (now - before)
         whole += now * now + before * before
         mains[w, m] = now
-    m = rule.block // noise.MODEL_BLOCKS % c  # one component at a time tells of the spectrum that all share, for a row of whole blocks:
-    # each seam between components leaves lags that no spectrum has, and rest would seem to be known to the last digit
     for j in range(LAGS):
-        lag_sum[j] += past[m, newest] * past[m, newest - j]
+        lag_sum[j] += past[told, newest] * past[told, newest - j]
     if rule.in_block % noise.SPARSE == 0:
         for m in range(c):
             for k in range(m + 1):
@@ -362,7 +386,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
     e[0], e[1], e[2], e[3], e[4], e[5] = e0, e1, e2, e3, e4, e5
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _cusum(threshold, weak, now, e, cusum, start_s):
     """Page's statistics (1954); returns the first that has passed the threshold, or -1."""
     hit = -1
@@ -380,7 +404,7 @@ def _cusum(threshold, weak, now, e, cusum, start_s):
     return hit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _swings(rule, swing):
     """Count down a motion; one that comes at the pace of a heart, three times, is one."""
     rule.since_swing += 1
@@ -396,13 +420,13 @@ def _swings(rule, swing):
         rule.motion = 0 if rule.fast > rule.peak else rule.motion - 1  # a muscle that drowns the swing was its cause
 
 
-@njit(cache=True, nogil=True)
-def _veto(rule, now, hit, energy, spasm_nats, begun_s):
-    """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's."""
+@njit(cache=True, nogil=True, forceinline=True)
+def _veto(rule, now, hit, energy, loud, spasm_nats, begun_s):
+    """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's, is loud above `loud`."""
     # a spike rings lower and lower, a muscle does not
     rule.loudest = max(energy, rule.loudest * rule.loudest_keep)
-    loud = energy > max(1.0 + LOUD * np.sqrt(2.0 / rule.n_channels), rule.loudest * LOUD_SHARE)
-    rule.loud = min(max(rule.loud + (LOUD_NATS if loud else SOFT_NATS), 0.0), LOUD_CAP * rule.sure)
+    is_loud = energy > max(loud, rule.loudest * LOUD_SHARE)
+    rule.loud = min(max(rule.loud + (LOUD_NATS if is_loud else SOFT_NATS), 0.0), LOUD_CAP * rule.sure)
     rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.sure else 0
     rule.fast += rule.fast_step * (energy - rule.fast)
     if begun_s == now:  # the least of the designs has no evidence: at rest
@@ -445,6 +469,7 @@ def _hold(s, i, now):
         rule.loud = rule.loudest = 0.0
         rule.loud_run = 0
         rule.envelope = 0.0
+        classical.forget(s, i)
     rule.below = 0
     rule.fresh = LAGS
     s.past[i, :] = 0.0
@@ -473,7 +498,7 @@ def _look_from(rule, t_s):
         _look_anew(rule)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _look(rule, now, value):
     """Take a clean sample, if it is of the look: of the first `look_samples` after `look_from_s`, so that all looks are of one length."""
     if now > rule.look_from_s and rule.looked < rule.look_samples:

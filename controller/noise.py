@@ -70,6 +70,8 @@ def model(s, i):
     if rule.modelled == 0:  # what is past has no scale yet
         s.past[i, :] = 0.0
     rule.modelled += 1
+    if s.classical[i].method:
+        return
     if rule.shapes > 0 and c > 1:
         _separate(s, i)
     for m in range(c):

@@ -207,6 +207,9 @@ class EmgRule(Table):
     name: Text = Field(description="what the screen and the audit call this rule")
     channels: Channels = Field(description="channels of [emg] over one muscle; they are pooled")
     train: Text = Field(description="the train of [trains] that answers")
+    method: Literal["cusum", "hodges_bui", "bonato", "tkeo", "rms_mad"] = Field(
+        default="cusum", description="how a spasm is told from rest: likelihoods, or a familiar rule"
+    )
     high_pass_hz: float = Field(ge=10.0, le=500.0, description="keeps ECG and movement out; 80 Hz removes nearly all ECG")
     false_alarms_per_h: float = Field(ge=0.0001, le=3600.0, description="in an hour of quiet, at most; fewer = later")
     floor_uv: float = Field(ge=0.0, le=5000.0, description="smaller activity is never a spasm; surface EMG ends at about 5 mV")
@@ -880,8 +883,8 @@ def sentences(settings: Settings, path: str | Path) -> str:
     lines += ["", "Rules"]
     for rule in settings.emg_rules:
         lines += [
-            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule that",
-            f"    gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
+            f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule",
+            f"    ({rule.method}) that gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
             f'    and exceed {rule.floor_uv:g} uV, the answer is "{rule.train}"; the spasm is over when the envelope',
             f"    falls below {rule.off_ratio:g} x the noise (memory {rule.noise_time_s:g} s)",
         ]

@@ -801,7 +801,7 @@ def test_only_one_setting_is_a_boolean():
 @pytest.mark.safety("F9")
 def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
-    by_default |= {("emg_rules", key) for key in ("mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")}
+    by_default |= {("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(DEMO).items():
         text = with_line(number, None)
