@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import noise
+from controller import artefact, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,8 @@ NO_VETO, VETO_GAP, VETO_VALUE, VETO_FLAT, VETO_MOTION, VETO_ECG, VETO_MAINS, VET
 RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
-MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
+MAX_UV = artefact.MAX_UV
+HELD_LONG, HELD_SHORTLY = 1, 2  # a rule's `held`: all begins anew; or filters alone do, since a pulse of ours was left out
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
 N_STATISTICS = 2 * MAX_DESIGNS
@@ -52,6 +53,7 @@ EMG_RULE = np.dtype(
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "active_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
         *((name, np.int64) for name in ("rising", "rise", "fallen", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
+        ("warm", np.int64),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
         *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak")),
         *_LOOK,
@@ -105,6 +107,8 @@ class DetectorState(NamedTuple):
         The last 20 ms of force, smoothed.
     seen : (n_rules, N_SEEN) float64
         What each rule sees now.
+    own : artefact.OwnState
+        Our own pulses in the EMG.
     """
 
     emg: NDArray[np.void]
@@ -138,6 +142,7 @@ class DetectorState(NamedTuple):
     force: NDArray[np.void]
     history: NDArray[np.float64]
     seen: NDArray[np.float64]
+    own: artefact.OwnState
 
 
 @njit(cache=True, nogil=True)
@@ -175,28 +180,42 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
     sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
     mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
     ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
+    own, pulses, heard = s.own.rule[i], s.own.pulses, s.own.heard[0]
+    template, at_pulse, out = s.own.template[i], s.own.at_pulse[i], s.own.clean[i]
     c = rule.n_channels
     for k in range(x_uv.shape[0]):
-        now, x = t_s[k], x_uv[k]
+        now, x, code = t_s[k], x_uv[k], artefact.CLEAR
+        if own.taken < heard or own.since < own.max_period:
+            code = artefact.clean(own, heard, pulses, template, at_pulse, out, c, columns, scale, raw, x, now)
+            if code != artefact.CLEAR:
+                x = out
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
         if abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0:
             rule.bad, rule.why_bad = rule.bad_samples, VETO_GAP
         rule.last_s = now
         swing = _raw(rule, c, columns, scale, raw, slow, x)
-        if rule.bad > 0 or now <= hold_until_s:
-            rule.held = 1
+        if rule.bad > 0 or (now <= hold_until_s and code == artefact.CLEAR):
+            rule.held = HELD_LONG
             rule.quality = QUALITY_BAD if rule.bad > 0 else QUALITY_HELD
             rule.veto = rule.why_bad if rule.bad > 0 else NO_VETO
             _hold(s, i, now)
             continue
-        power = _high_pass(rule.held, c, columns, scale, sos, z, zi, block_sum, x, u)
+        if code == artefact.HELD:
+            rule.held, rule.quality, rule.warm = rule.held or HELD_SHORTLY, QUALITY_HELD, LAGS
+            _pause(s, i)
+            continue
+        power = _high_pass(rule.held, rule.warm, c, columns, scale, sos, z, zi, block_sum, x, u)
         if rule.held:
             rule.held = 0
             continue
-        _look(rule, now, power / c)
+        if code == artefact.CLEAR:
+            _look(rule, now, power / c)
         energy = _components(rule, c, mix, past, mains, lag_sum, cross_sum, u)
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
+        if rule.warm > 0:  # predictors have not yet enough to predict from
+            rule.warm -= 1
+            continue
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm teach nothing about the noise, unless it lasts so long that it must be the new rest
             if not rule.active or rule.active_samples > rule.adopt_samples:
@@ -249,7 +268,7 @@ def _raw(rule, c, columns, scale, raw, slow, x):
         raw[ch, 0] = y
         if raw[ch, 1] >= rule.flat_samples:
             rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
-        if rule.held:
+        if rule.held == HELD_LONG:
             slow[ch] = y  # what comes after starts from where it is
             continue
         slow[ch, 0] += rule.slow_step * (y - slow[ch, 0])
@@ -262,7 +281,7 @@ def _raw(rule, c, columns, scale, raw, slow, x):
 
 
 @njit(cache=True, nogil=True)
-def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
+def _high_pass(held, warm, c, columns, scale, sos, z, zi, block_sum, x, u):
     """High-passed channels, divided by rest, into `u`; returns the sum of their squares in µV². After a hold it starts from rest."""
     power = 0.0
     for ch in range(c):
@@ -275,7 +294,8 @@ def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
             z[q, ch, 0] = sos[q, 1] * w - sos[q, 4] * y + z[q, ch, 1]
             z[q, ch, 1] = sos[q, 2] * w - sos[q, 5] * y
         power += y * y
-        block_sum[ch] += y * y
+        if warm == 0:
+            block_sum[ch] += y * y
         u[ch] = y * scale[ch]
     return power
 
@@ -295,6 +315,12 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
         left += (now - before) * (now - before)
         whole += now * now + before * before
         mains[w, m] = now
+    rule.at = at + 1 if at + 1 < LAGS else 0
+    rule.mains_at = w + 1 if w + 1 < rule.mains_samples else 0
+    rule.mains_left += rule.mains_step * (left - rule.mains_left)
+    rule.mains_all += rule.mains_step * (whole - rule.mains_all)
+    if rule.warm > 0:  # there is no past yet to compare with
+        return energy / c
     m = rule.block % c  # one component a block tells of the spectrum that all share; all its samples, or no model could be made of it
     for j in range(LAGS):
         lag_sum[j] += past[m, newest] * past[m, newest - j]
@@ -303,10 +329,6 @@ def _components(rule, c, mix, past, mains, lag_sum, cross_sum, u):
             for k in range(c):
                 cross_sum[m, k] += past[m, newest] * past[k, newest]
     rule.in_block += 1
-    rule.at = at + 1 if at + 1 < LAGS else 0
-    rule.mains_at = w + 1 if w + 1 < rule.mains_samples else 0
-    rule.mains_left += rule.mains_step * (left - rule.mains_left)
-    rule.mains_all += rule.mains_step * (whole - rule.mains_all)
     return energy / c
 
 
@@ -409,6 +431,15 @@ def _hold(s, i, now):
     rule.below = 0
     s.past[i, :] = 0.0
     _new_block(s, i)
+    _look_anew(rule)
+
+
+@njit(cache=True, nogil=True)
+def _pause(s, i):
+    """A pulse of ours is left out: nothing begins anew but filters, predictors and the look."""
+    rule = s.emg[i]
+    s.past[i, :] = 0.0
+    rule.mains_at = rule.mains_at + 1 if rule.mains_at + 1 < rule.mains_samples else 0  # the mains go on
     _look_anew(rule)
 
 
