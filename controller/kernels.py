@@ -223,6 +223,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             _new_block(s, i)
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
+            start_s[:] = now
             continue
         rule.quality = QUALITY_OK
 

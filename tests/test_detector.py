@@ -18,7 +18,6 @@ from drivers.sources import files
 
 CONFIG = settings.load(Path(__file__).resolve().parents[1] / "config" / "demo.toml")
 RATE_HZ = 2000
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def emg_noise(rng, seconds, rms_uv, low_hz=20, high_hz=450):
@@ -289,17 +288,6 @@ def test_force_that_rises_fast_triggers_and_drift_does_not():
             decided.append(d.decided_s - 50)
     assert 15.02 < decided[0] < 15.12
     assert set(decided) == {decided[0]}
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="tscs_sci_verma: the folder of real recordings is not here")
-def test_the_five_contractions_of_a_real_record_and_nothing_else():
-    rec = files.load(DATA / "tscs_sci_verma" / "SingleCh_StimOFF.mat")
-    found = replay.detect(
-        rec, replay.settings_for(rec, floor_uv=60.0, false_alarms_per_h=0.04, noise_time_s=30.0, high_pass_hz=80.0, off_ratio=1.5)
-    )
-    assert len(found) == 5
-    assert np.allclose([spasm["onset_s"] for spasm in found], [27.0, 39.6, 50.5, 63.6, 73.5], atol=0.5)
-    assert all(2.0 < spasm["offset_s"] - spasm["onset_s"] < 4.5 for spasm in found)
 
 
 def test_recorded_and_replayed_settings_are_the_ones_stated():

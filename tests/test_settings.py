@@ -27,6 +27,7 @@ DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
     ("emg", "sample_rate_hz", 200.0, 10000.0, 0.5),
+    ("emg", "hold_ms", 0.0, 20.0, 0.5),
     ("force", "sample_rate_hz", 10.0, 5000.0, 0.5),
     ("emg_rules", "high_pass_hz", 10.0, 500.0, 0.1),
     ("emg_rules", "false_alarms_per_h", 0.0001, 3600.0, 0.1),
