@@ -130,7 +130,7 @@ def _state(settings: Settings) -> k.DetectorState:
         z=np.zeros((n, sections, c, 2)),
         zi=np.zeros((n, sections, 2)),
         slow=np.zeros((n, c, 3)),
-        raw=np.zeros((n, c, 2)),
+        raw=np.zeros((n, c, 3)),
         mains=np.zeros((n, w, c)),
         noise_blocks=np.zeros((n, m, c)),
         block_sum=np.zeros((n, c)),

@@ -29,6 +29,9 @@ RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
 MAX_UV = artefact.MAX_UV
+MAX_FORCE = 1e5  # N or N m: no person's
+# a converter at its ends: so many samples in a row have one of two values that are this many times rest apart; known before it looks long
+RAIL_SAMPLES, RAIL_RATIO = 3, 20.0
 HELD_LONG, HELD_SHORTLY = 1, 2  # a rule's `held`: all begins anew; or filters alone do, since a pulse of ours was left out
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
@@ -84,8 +87,8 @@ class DetectorState(NamedTuple):
         High-pass sections, their memory, and what it is after a constant 1.
     slow : (n_emg_rules, c, 3) float64
         Averages of the raw signal with 1 s, and with 10 ms twice.
-    raw : (n_emg_rules, c, 2) float64
-        The last raw sample and for how many samples it has not changed.
+    raw : (n_emg_rules, c, 3) float64
+        The last raw sample, for how many samples it has not changed (but between two far values), and the value before it.
     mains : (n_emg_rules, w, c) float64
         One period of the mains.
     noise_blocks : (n_emg_rules, m, c) float64; block_sum, noise_var : (n_emg_rules, c) float64, µV²
@@ -190,7 +193,7 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             if code != artefact.CLEAR:
                 x = out
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
-        if abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0:
+        if not (abs(now - rule.last_s) <= rule.gap_s or rule.last_s == 0.0):  # no number is a gap
             rule.bad, rule.why_bad = rule.bad_samples, VETO_GAP
         rule.last_s = now
         swing = _raw(rule, c, columns, scale, raw, slow, x)
@@ -265,9 +268,13 @@ def _raw(rule, c, columns, scale, raw, slow, x):
         if not abs(y) < MAX_UV:  # NaN too
             rule.bad, rule.why_bad = rule.bad_samples, VETO_VALUE
             continue
-        raw[ch, 1] = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
+        last = raw[ch, 0]
+        far = rule.modelled > 0 and abs(last - raw[ch, 2]) * scale[ch] > RAIL_RATIO
+        raw[ch, 1] = raw[ch, 1] + 1.0 if y == last or (far and y == raw[ch, 2]) else 0.0
+        if y != last:
+            raw[ch, 2] = last
         raw[ch, 0] = y
-        if raw[ch, 1] >= rule.flat_samples:
+        if raw[ch, 1] >= rule.flat_samples or (far and raw[ch, 1] >= RAIL_SAMPLES):
             rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
         if rule.held == HELD_LONG:
             slow[ch] = y  # what comes after starts from where it is
@@ -484,10 +491,11 @@ def _force_update(s, i, force, t_s, hold_until_s):
     rule, history = s.force[i], s.history[i]
     for k in range(force.shape[0]):
         now, y = t_s[k], force[k, rule.column]
-        if not np.isfinite(y) or (abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0):
+        bad = not (abs(y) < MAX_FORCE and np.isfinite(now))
+        if bad or not (abs(now - rule.last_s) <= rule.gap_s or rule.last_s == 0.0):
             rule.seen = 0  # start over: the baseline is unknown again
         rule.last_s = now
-        if not np.isfinite(y):
+        if bad:
             rule.quality = QUALITY_BAD
             continue
         if rule.seen == 0:

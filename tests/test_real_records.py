@@ -1,6 +1,6 @@
 """The detector on recordings of others, each with stated settings; skipped by name where a file is absent.
 
-No public recording of spasms with labels was found, so these are contractions, which must be found, and what surrounds them, which must not.
+No public recording of spasms with labels was found, so these are contractions, which must be found, and what is about them, which must not.
 Labels are of two kinds: read off a picture by eye, to a few tenths of a second; or made by an envelope that sees the future (`offline`).
 Floors were chosen for these very records, so that nothing here says how well a floor for another person is guessed.
 """
