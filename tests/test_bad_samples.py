@@ -207,9 +207,9 @@ def test_a_long_bad_stretch_is_called_bad(kind):
     assert worst[0] == kernels.QUALITY_BAD and seen[0].quality == "ok" and decided == ([], [])
 
 
-@pytest.mark.parametrize("step_uv", [16.0, 80.0])
+@pytest.mark.parametrize("step_uv", [16.0, 40.0])
 def test_a_coarse_converter_is_not_at_its_rails(step_uv):
-    """Of 2 and 10 times rest's root mean square: most samples have one of two values."""
+    """Of 2 and 5 times rest's root mean square: most samples have one of two values."""
     rng, emg, force = quiet(6, 12.0)
     with_spasm(rng, emg, force, 20_000)
     emg = step_uv * np.floor((emg - emg.mean(0)) / step_uv)

@@ -755,7 +755,7 @@ NO_NUMBERS = {
     "a whole number beyond 64 bits": "18446744073709551616",
     "so small that it is 0": "1e-400",
 }
-MAY_BE_0 = {("emg_rules", "floor_uv"), ("emg_rules", "mains_hz"), ("emg_rules", "rise_ms")}
+MAY_BE_0 = {("emg", "hold_ms"), ("emg_rules", "floor_uv"), ("emg_rules", "mains_hz"), ("emg_rules", "rise_ms")}
 
 
 @pytest.mark.safety("A12", "F9")
@@ -802,7 +802,9 @@ def test_only_one_setting_is_a_boolean():
 @pytest.mark.safety("F9")
 def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
-    by_default |= {("emg_rules", key) for key in ("mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")}
+    by_default |= {("emg", "hold_ms")} | {
+        ("emg_rules", key) for key in ("mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
+    }
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(DEMO).items():
         text = with_line(number, None)
