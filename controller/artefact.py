@@ -55,7 +55,7 @@ class OwnState(NamedTuple):
         Mean response.
     at_pulse : (n_emg_rules, c) float64, µV
         Value just before the pulse.
-    clean : (n_emg_rules, n_emg) float64, µV
+    clean : (n_emg_rules, 1, n_emg) float64, µV
         The present sample without what is ours.
     """
 
@@ -74,7 +74,7 @@ def state(n_rules: int, n_pooled: int, n_emg: int, sample_rate_hz: float, hold_m
     rule["hold_samples"], rule["template_samples"] = np.ceil(hold_ms / 1000 * sample_rate_hz), w
     rule["min_period"], rule["max_period"] = int(MIN_PERIOD_S * sample_rate_hz), round(MAX_PERIOD_S * sample_rate_hz)
     rule["since"] = rule["max_period"]
-    arrays = (np.zeros((n_rules, w, n_pooled)), np.zeros((n_rules, n_pooled)), np.zeros((n_rules, n_emg)))
+    arrays = (np.zeros((n_rules, w, n_pooled)), np.zeros((n_rules, n_pooled)), np.zeros((n_rules, 1, n_emg)))
     return OwnState(np.zeros(1, np.int64), np.zeros((MAX_PULSES, 2)), rule, *arrays)
 
 
@@ -91,11 +91,12 @@ def hear(own, feedback, number, alike_from_s, alike_until_s):
 
 
 @njit(cache=True, nogil=True)
-def clean(rule, heard, pulses, template, at_pulse, out, c, columns, scale, raw, x, now):
-    """Take what is ours from the sample `x` into `out`; returns CLEAR (`out` is not filled), BETWEEN or HELD.
+def clean(own, i, c, columns, scale, raw, x, now):
+    """Take what is ours from the sample `x` into `own.clean[i]`; returns CLEAR (nothing was to be taken), BETWEEN or HELD.
 
-    `scale` is 1 / root mean square of rest, of each of the rule's channels; `raw` its last samples.
+    `scale` is 1 / root mean square of rest, of each of the c channels of rule `i`; `raw` its last samples.
     """
+    rule, heard, pulses, template, at_pulse, out = own.rule[i], own.heard[0], own.pulses, own.template[i], own.at_pulse[i], own.clean[i, 0]
     rule.taken = max(rule.taken, heard - MAX_PULSES)
     at = rule.taken % MAX_PULSES
     if rule.taken < heard and pulses[at, 0] <= now:

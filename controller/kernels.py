@@ -177,21 +177,28 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
 
 @njit(cache=True, nogil=True)
 def _emg_update(s, i, x_uv, t_s, hold_until_s):
+    """What is ours is taken away; this costs nothing while there is none."""
+    own = s.own
+    rule, out = own.rule[i], own.clean[i]
+    if rule.taken == own.heard[0] and rule.since >= rule.max_period:
+        _listen(s, i, x_uv, t_s, hold_until_s, artefact.CLEAR)
+        return
+    for k in range(x_uv.shape[0]):
+        code = artefact.clean(own, i, s.emg[i].n_channels, s.columns[i], s.scale[i], s.raw[i], x_uv[k], t_s[k])
+        _listen(s, i, x_uv[k : k + 1] if code == artefact.CLEAR else out, t_s[k : k + 1], hold_until_s, code)
+
+
+@njit(cache=True, nogil=True)
+def _listen(s, i, x_uv, t_s, hold_until_s, code):
     """Page's CUSUM on the log-likelihood ratio of rest and rest with a spasm, over all channels of one muscle."""
     # parts of the state by themselves: to hand on all of it at each sample would cost more than the work
     rule, columns, scale, cusum, start_s = s.emg[i], s.columns[i], s.scale[i], s.cusum[i], s.cusum_start_s[i]
     sos, z, zi, raw, slow, block_sum = s.sos[i], s.z[i], s.zi[i], s.raw[i], s.slow[i], s.block_sum[i]
     mix, past, mains, lag_sum, cross_sum = s.mix[i], s.past[i], s.mains[i], s.lag_sum[i], s.cross_sum[i]
     ar, precision, bias, gain, loss, u, e = s.ar[i], s.precision[i], s.bias[i], s.gain[i], s.loss[i], s.scratch[i, 2], s.scratch[i, 3]
-    own, pulses, heard = s.own.rule[i], s.own.pulses, s.own.heard[0]
-    template, at_pulse, out = s.own.template[i], s.own.at_pulse[i], s.own.clean[i]
     c = rule.n_channels
     for k in range(x_uv.shape[0]):
-        now, x, code = t_s[k], x_uv[k], artefact.CLEAR
-        if own.taken < heard or own.since < own.max_period:
-            code = artefact.clean(own, heard, pulses, template, at_pulse, out, c, columns, scale, raw, x, now)
-            if code != artefact.CLEAR:
-                x = out
+        now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
         if not (abs(now - rule.last_s) <= rule.gap_s or rule.last_s == 0.0):  # no number is a gap
             rule.bad, rule.why_bad = rule.bad_samples, VETO_GAP
