@@ -13,6 +13,10 @@ in 45, and twice in a million. A spasm that grows by half from look to look is k
 doubles in 99.7 %. So 25 % twice running means the muscle and not the measure. Why the muscle grows cannot be seen: a spasm that is still
 building up looks the same, and is given up too.
 
+Samples within the dead time after each of our pulses are held. Where the settings let the detector listen between pulses (`hold_ms`), it
+does so while they are of one current, between ramp and taper of a train that was asked for here; that is off by default, since a rule that
+ends or begins within a train changes what is asked for after it.
+
 `@njit` functions on records, since they run between a sample's arrival and the request's leaving.
 """
 
