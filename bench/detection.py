@@ -36,7 +36,7 @@ from bench.signals import Recipe
 from controller import classical, kernels
 from controller.detector import SpasmDetector
 from controller.settings import Settings
-from drivers.base import Chunk
+from drivers.base import FEEDBACK_PULSE, Chunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,6 +55,8 @@ PEERS_REMARK = (
 )
 BLOCK_S = 0.1  # a spasm ends after 0.1 s below at the earliest, so no block can hide one of two decisions
 ARTEFACT_S = 0.005  # as `controller.policy` adds to the dead time
+HOLD_MS = 2.0  # the artefact of `signals` takes 1.25 ms
+STIMULATED = ("stimulation", "stimulation throughout")
 SEEDS, QUICK_SEEDS = 20, 1
 QUIET_PIECES, QUICK_QUIET_PIECES, QUIET_PIECE_S = 24, 1, 3600.0
 SWEEP_PIECES, SWEEP_CELL, QUIET_CELL = 6, "1 ch 10 dB", "quiet"  # hours of quiet for each point of the picture
@@ -77,11 +79,11 @@ def _raw() -> dict[str, Any]:
     return tomllib.loads(CONFIG.read_text())
 
 
-def settings_with(n_channels: int, **rule_fields: Any) -> Settings:
+def settings_with(n_channels: int, hold_ms: float = 0.0, **rule_fields: Any) -> Settings:
     """`config/bench.toml` with one rule that pools n channels, its fields changed."""
     raw = _raw()
     names = [f"EMG{i + 1}" for i in range(n_channels)]
-    emg = raw["emg"] | {"channels": names, "sample_rate_hz": signals.RATE_HZ}
+    emg = raw["emg"] | {"channels": names, "sample_rate_hz": signals.RATE_HZ, "hold_ms": hold_ms}
     rule = raw["emg_rules"][0] | COMMON | {"channels": names} | rule_fields
     return Settings.model_validate(raw | {"emg": emg, "emg_rules": [rule]})
 
@@ -98,7 +100,7 @@ def listen(settings: Settings, signal: Signal, dead_s: float | None = None) -> t
     cuts = np.unique(np.concatenate([np.arange(0, n, round(BLOCK_S * signal.rate_hz)), onsets, pulses, [n]]))
     is_onset, is_pulse = np.isin(cuts, onsets).tolist(), np.isin(cuts, pulses).tolist()
     nothing = np.zeros((0, 1))
-    feedback = np.zeros((0, 3))
+    silence = np.zeros((0, 3))
     detector = SpasmDetector(settings)
     decided_s: list[float] = []
     was_on: list[bool] = []
@@ -106,8 +108,10 @@ def listen(settings: Settings, signal: Signal, dead_s: float | None = None) -> t
     for i, (start, stop) in enumerate(pairwise(cuts.tolist())):
         if is_onset[i]:
             was_on.append(active)
+        feedback = silence
         if is_pulse[i]:
             hold_until_s = t_s[start] + hold_s
+            feedback = np.array([[FEEDBACK_PULSE, t_s[start], 0.0]])
         chunk = Chunk(signal.emg_uv[start:stop], t_s[start:stop], nothing, nothing[:, 0], feedback, 0)
         (seen,) = detector.update(chunk, hold_until_s)
         active = seen.active
@@ -204,12 +208,16 @@ def figures(s: Score) -> dict[str, float]:
 # --- what is measured -------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Cell:
-    """One recipe, so many recordings of it. `dead_s`: see `listen`; `step`: for the comparison with the bound, methods are loosened."""
+    """One recipe, so many recordings of it.
+
+    `dead_s`: see `listen`; `hold_ms`: of the settings; `step`: for the comparison with the bound, methods are loosened.
+    """
 
     recipe: Recipe
     recordings: int = SEEDS
     quick_recordings: int = QUICK_SEEDS
     dead_s: float | None = None
+    hold_ms: float = 0.0
     step: bool = False
 
 
@@ -221,7 +229,11 @@ def _cells() -> dict[str, Cell]:
     for name in signals.CONTAMINANTS:
         out[f"10 dB + {name}"] = Cell(Recipe(10.0, contaminant=name))
         out[f"{name} alone"] = Cell(Recipe(None, contaminant=name))
+    # a hold alone, for comparison; then what listens between pulses takes away
     out["10 dB + stimulation held 5 ms"] = Cell(Recipe(10.0, contaminant="stimulation"), dead_s=0.0)
+    for name in STIMULATED:
+        out[f"10 dB + {name} between pulses"] = Cell(Recipe(10.0, contaminant=name), hold_ms=HOLD_MS)
+        out[f"{name} alone between pulses"] = Cell(Recipe(None, contaminant=name), hold_ms=HOLD_MS)
     out[QUIET_CELL] = Cell(Recipe(length_s=QUIET_PIECE_S), QUIET_PIECES, QUICK_QUIET_PIECES)
     out["quiet white"] = Cell(Recipe(white=True, length_s=QUIET_PIECE_S), 6, 1, step=True)
     out |= {f"step {snr_db:g} dB": Cell(Recipe(snr_db, white=True), step=True) for snr_db in (0.0, 3.0, 6.0, 10.0)}
@@ -263,7 +275,7 @@ def measure(names: Iterable[str], quick: bool, seed: int) -> list[dict[str, Any]
             for run in runs(name, number):
                 words = json.dumps(run.fields)
                 if words not in heard:
-                    decided_s, was_on = listen(settings_with(cell.recipe.n_channels, **run.fields), signal, cell.dead_s)
+                    decided_s, was_on = listen(settings_with(cell.recipe.n_channels, cell.hold_ms, **run.fields), signal, cell.dead_s)
                     heard[words] = score(decided_s, signal, was_on)
                 scores.setdefault((run.method, run.swept, words), []).append(heard[words])
         for (method, swept, words), parts in scores.items():

@@ -296,19 +296,30 @@ def lead_off(d: Draft) -> None:
 
 def stimulation(d: Draft) -> None:
     """In each quiet tail our own train of 0.5 s, 30-100 Hz: artefact of 200 x noise over 1.25 ms, M-wave of 40 x noise from 3 ms on."""
-    t_s = np.arange(0.0, 0.03, 1 / RATE_HZ)
-    artefact = np.where(t_s < 0.00125, 1.0, -0.15 * np.exp(-(t_s - 0.00125) / 0.002))
-    late_s = t_s - 0.003
-    m_wave = np.where(late_s > 0, np.sin(2 * np.pi * late_s / 0.009) * np.exp(-(((late_s - 0.0045) / 0.004) ** 2)), 0.0)
     gains = d.gains()
     for at_s in d.tails_s:
         pulse_rate_hz = d.dice.uniform(30.0, 100.0)
         for pulse_s in at_s + 0.5 + np.arange(0.0, 0.5, 1.0 / pulse_rate_hz):
-            size = d.dice.uniform(0.8, 1.2)  # 1.25 ms on a grid of 0.5 ms: the size differs from pulse to pulse
-            pulse_s = round(pulse_s * RATE_HZ) / RATE_HZ
-            d.add(pulse_s, NOISE_UV * (200.0 * size * artefact + 40.0 * m_wave), gains)
-            d.pulses_s.append(pulse_s)
+            _pulse(d, pulse_s, gains)
         d.episodes_s.append((at_s + 0.5, at_s + 1.5))
+
+
+def throughout(d: Draft) -> None:
+    """The same pulses at 30 Hz from 1 s on to the end, spasms or not, as spinal stimulation is given; no episodes, it never ends."""
+    gains = d.gains()
+    for pulse_s in np.arange(1.0, d.length_s - 0.1, 1.0 / 30.0):
+        _pulse(d, pulse_s, gains)
+
+
+def _pulse(d: Draft, pulse_s: float, gains: Floats) -> None:
+    t_s = np.arange(0.0, 0.03, 1 / RATE_HZ)
+    artefact = np.where(t_s < 0.00125, 1.0, -0.15 * np.exp(-(t_s - 0.00125) / 0.002))
+    late_s = t_s - 0.003
+    m_wave = np.where(late_s > 0, np.sin(2 * np.pi * late_s / 0.009) * np.exp(-(((late_s - 0.0045) / 0.004) ** 2)), 0.0)
+    size = d.dice.uniform(0.8, 1.2)  # 1.25 ms on a grid of 0.5 ms: the size differs from pulse to pulse
+    pulse_s = round(pulse_s * RATE_HZ) / RATE_HZ
+    d.add(pulse_s, NOISE_UV * (200.0 * size * artefact + 40.0 * m_wave), gains)
+    d.pulses_s.append(pulse_s)
 
 
 def voluntary(d: Draft) -> None:
@@ -344,6 +355,7 @@ CONTAMINANTS: dict[str, Callable[[Draft], None]] = {
     "drift": drift,
     "lead-off": lead_off,
     "stimulation": stimulation,
+    "stimulation throughout": throughout,
     "voluntary": voluntary,
     "tonic": tonic,
 }

@@ -123,6 +123,12 @@ def parser() -> argparse.ArgumentParser:
         "--realtime", action="store_true", help="play a file as an LSL stream into a live daemon with the virtual stimulator"
     )
 
+    replay.add_argument(
+        "--pulses",
+        metavar="FILE|CHANNEL|find",
+        help="when the recording was stimulated: times in s a line, a channel that rises, or 'find' by the artefacts",
+    )
+
     score = add("score", run_score, "events against labels: hits, latencies, false alarms per hour of quiet time")
     score.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings, as `calmloop replay` takes them")
     score.add_argument(

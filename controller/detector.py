@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import butter, sosfilt_zi, sosfreqz
 
-from controller import classical
+from controller import artefact, classical
 from controller import kernels as k
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ class SpasmDetector:
         self.state = _state(settings)
 
     def update(self, chunk: Chunk, hold_until_s: float, look_from_s: float = 0.0) -> tuple[Detection, ...]:
-        """Take one chunk; zero samples leave every rule where it was."""
+        """Take one chunk; zero samples leave every rule where it was. Pulses in its feedback count as alike, whoever gave them."""
+        artefact.hear(self.state.own, chunk.feedback, artefact.ANY, -np.inf, np.inf)
         k.update(self.state, chunk.emg_uv, chunk.emg_t_s, chunk.force, chunk.force_t_s, hold_until_s, look_from_s)
         return self.detections()
 
@@ -130,14 +131,14 @@ class SpasmDetector:
 
 
 def _state(settings: Settings) -> k.DetectorState:
-    emg_rules, force_rules = settings.emg_rules, settings.force_rules
+    emg, emg_rules, force_rules = settings.emg, settings.emg_rules, settings.force_rules
     # a bed without a signal still has its place in the arrays: 1 x 1 of it
     n, c = len(emg_rules), max((len(rule.channels) for rule in emg_rules), default=1)
     m = max((_noise_blocks(rule) for rule in emg_rules), default=1)
     r = k.MAX_DESIGNS
     h = _history(settings.force.sample_rate_hz) if settings.force else 1
     sections, look_s = HIGH_PASS_ORDER // 2, settings.prescription.look_ms / 1000
-    lags, w = k.LAGS, max((_mains_samples(rule, settings.emg.sample_rate_hz) for rule in emg_rules if settings.emg), default=1)
+    lags, w = k.LAGS, max((_mains_samples(rule, emg.sample_rate_hz) for rule in emg_rules if emg), default=1)
     s = k.DetectorState(
         emg=np.zeros(n, k.EMG_RULE),
         columns=np.zeros((n, c), np.int64),
@@ -145,7 +146,7 @@ def _state(settings: Settings) -> k.DetectorState:
         z=np.zeros((n, sections, c, 2)),
         zi=np.zeros((n, sections, 2)),
         slow=np.zeros((n, c, 3)),
-        raw=np.zeros((n, c, 2)),
+        raw=np.zeros((n, c, 3)),
         mains=np.zeros((n, w, c)),
         noise_blocks=np.zeros((n, m, c)),
         block_sum=np.zeros((n, c)),
@@ -172,10 +173,11 @@ def _state(settings: Settings) -> k.DetectorState:
         force=np.zeros(len(force_rules), k.FORCE_RULE),
         history=np.zeros((len(force_rules), h)),
         seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
+        own=artefact.state(n, c, *((len(emg.channels), emg.sample_rate_hz, emg.hold_ms) if emg else (1, 1.0, 0.0))),
     )
     for i, rule in enumerate(emg_rules):
-        assert settings.emg
-        _set_emg_rule(s, i, rule, settings.emg.channels, settings.emg.sample_rate_hz, look_s)
+        assert emg
+        _set_emg_rule(s, i, rule, emg.channels, emg.sample_rate_hz, look_s)
     for i, force_rule in enumerate(force_rules):
         assert settings.force
         _set_force_rule(s.force[i], force_rule, settings.force.channels, settings.force.sample_rate_hz, look_s)
@@ -262,7 +264,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     classical.set_rule(s.classical[i], rule.method, rule.false_alarms_per_h, sample_rate_hz)
     if rule.method != "cusum":
         classical.set_threshold(s, i)
-    e["held"] = 1  # filters start from the first sample, whatever its offset
+    e["held"] = k.HELD_LONG  # filters start from the first sample, whatever its offset
     e["look_samples"] = _look_samples(look_s, sample_rate_hz)
     e["quality"] = k.QUALITY_LEARNING
     e["onset_s"] = e["decided_s"] = e["offset_s"] = np.nan

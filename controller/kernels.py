@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import classical, noise
+from controller import artefact, classical, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,11 @@ RISE_UNKNOWN, RISE_ABRUPT, RISE_SLOW = range(3)
 JOLT = 3.0  # a raw signal that has moved by so many times rest within some milliseconds may be a step or a spike
 OVER_NATS = 1.0  # above its threshold a statistic goes no further: a spike would be evidence for long after
 CAP_NATS = 6.0  # one sample of one channel adds at most this (detection notes, section 7)
-MAX_UV = 1e6  # 1 V is no EMG: such a sample is as bad as NaN, and would fill the filters for good
+MAX_UV = artefact.MAX_UV
+MAX_FORCE = 1e5  # N or N m: no person's
+# a converter at its ends: so many samples in a row have one of two values that are this many times rest apart; known before it looks long
+RAIL_SAMPLES, RAIL_RATIO = 3, 20.0
+HELD_LONG, HELD_SHORTLY = 1, 2  # a rule's `held`: all begins anew; or filters alone do, since a pulse of ours was left out
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
 # Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and one of much
@@ -72,8 +76,7 @@ EMG_RULE = np.dtype(
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "busy_samples", "quality", "bad")),
         *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap")),
-        *((name, np.int64) for name in ("jolt", "fresh")),
+        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
         *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level", "loudest", "loudest_keep")),
         *_LOOK,
@@ -104,8 +107,8 @@ class DetectorState(NamedTuple):
         High-pass sections, their memory, and what it is after a constant 1.
     slow : (n_emg_rules, c, 3) float64
         Averages of the raw signal with 1 s, and with 10 ms twice.
-    raw : (n_emg_rules, c, 2) float64
-        The last raw sample and for how many samples it has not changed.
+    raw : (n_emg_rules, c, 3) float64
+        The last raw sample, for how many samples it has not changed (but between two far values), and the value before it.
     mains : (n_emg_rules, w, c) float64
         One period of the mains.
     noise_blocks : (n_emg_rules, m, c) float64; block_sum, noise_var : (n_emg_rules, c) float64, µV²
@@ -132,6 +135,8 @@ class DetectorState(NamedTuple):
         The last 20 ms of force, smoothed.
     seen : (n_rules, N_SEEN) float64
         What each rule sees now.
+    own : artefact.OwnState
+        Our own pulses in the EMG.
     """
 
     emg: NDArray[np.void]
@@ -167,6 +172,7 @@ class DetectorState(NamedTuple):
     force: NDArray[np.void]
     history: NDArray[np.float64]
     seen: NDArray[np.float64]
+    own: artefact.OwnState
 
 
 @njit(cache=True, nogil=True)
@@ -198,6 +204,19 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
 
 @njit(cache=True, nogil=True)
 def _emg_update(s, i, x_uv, t_s, hold_until_s):
+    """What is ours is taken away; this costs nothing while there is none."""
+    own = s.own
+    rule, out = own.rule[i], own.clean[i]
+    if rule.taken == own.heard[0] and rule.since >= rule.max_period:
+        _listen(s, i, x_uv, t_s, hold_until_s, artefact.CLEAR)
+        return
+    for k in range(x_uv.shape[0]):
+        code = artefact.clean(own, i, s.emg[i].n_channels, s.columns[i], s.scale[i], s.raw[i], x_uv[k], t_s[k])
+        _listen(s, i, x_uv[k : k + 1] if code == artefact.CLEAR else out, t_s[k : k + 1], hold_until_s, code)
+
+
+@njit(cache=True, nogil=True)
+def _listen(s, i, x_uv, t_s, hold_until_s, code):
     """Page's CUSUM on the log-likelihood ratio of rest and rest with a spasm, over all channels of one muscle."""
     # parts of the state by themselves: to hand on all of it at each sample would cost more than the work
     # (records by themselves: in one tuple with arrays numba has given other results from run to run)
@@ -212,24 +231,32 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
     for k in range(x_uv.shape[0]):
         now, x = t_s[k], x_uv[k]
         rule.bad = max(0, rule.bad - 1)  # counted in samples, not by the stamps, which may be what is wrong
-        if abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0:
+        if not (abs(now - rule.last_s) <= rule.gap_s or rule.last_s == 0.0):  # no number is a gap
             rule.bad, rule.why_bad = rule.bad_samples, VETO_GAP
         rule.last_s = now
         swing = _raw(rule, c, columns, scale, raw, slow, x)
-        if rule.bad > 0 or now <= hold_until_s:
-            rule.held = 1
+        if rule.bad > 0 or (now <= hold_until_s and code == artefact.CLEAR):
+            rule.held = HELD_LONG
             rule.quality = QUALITY_BAD if rule.bad > 0 else QUALITY_HELD
             rule.veto = rule.why_bad if rule.bad > 0 else NO_VETO
             _hold(s, i, now)
             continue
-        power = _high_pass(rule.held, c, columns, scale, sos, z, zi, block_sum, x, u)
+        if code == artefact.HELD:
+            rule.held, rule.quality, rule.warm = rule.held or HELD_SHORTLY, QUALITY_HELD, LAGS
+            _pause(s, i)
+            continue
+        power = _high_pass(rule.held, rule.warm, c, columns, scale, sos, z, zi, block_sum, x, u)
         if rule.held:
             rule.held = 0
             continue
-        _look(rule, now, power / c)
+        if code == artefact.CLEAR:
+            _look(rule, now, power / c)
         energy = _components(rule, c, told, classic.method, mix, past, mains, lag_sum, cross_sum, u)
         rule.envelope += rule.envelope_step * (energy - rule.envelope)
         _swings(rule, swing)
+        if rule.warm > 0:  # predictors have not yet enough to predict from
+            rule.warm -= 1
+            continue
         if rule.in_block >= rule.block_samples:
             # blocks of a spasm, or of what the person does, teach nothing about rest, unless it lasts so long that it must be the new rest
             if rule.busy_samples == 0 or rule.below >= rule.block_samples or rule.busy_samples > rule.adopt_samples:
@@ -240,12 +267,10 @@ def _emg_update(s, i, x_uv, t_s, hold_until_s):
             told = rule.block // noise.MODEL_BLOCKS % c
         if rule.blocks < rule.min_blocks:
             rule.quality = QUALITY_LEARNING
+            start_s[:] = now
             continue
         rule.quality = QUALITY_OK
 
-        if rule.fresh > 0:  # what is past is not known yet
-            rule.fresh -= 1
-            continue
         hit, spasm_nats = -1, 1.0
         if classic.method != classical.CUSUM:
             newest = rule.at + LAGS - 1
@@ -284,10 +309,16 @@ def _raw(rule, c, columns, scale, raw, slow, x):
         if not abs(y) < MAX_UV:  # NaN too
             rule.bad, rule.why_bad = rule.bad_samples, VETO_VALUE
             continue
-        unchanged = raw[ch, 1] + 1.0 if y == raw[ch, 0] else 0.0
+        last = raw[ch, 0]
+        far = rule.modelled > 0 and abs(last - raw[ch, 2]) * scale[ch] > RAIL_RATIO
+        unchanged = raw[ch, 1] + 1.0 if y == last or (far and y == raw[ch, 2]) else 0.0
+        if y != last:
+            raw[ch, 2] = last
         raw[ch, 0], raw[ch, 1] = y, unchanged
         longest = max(longest, unchanged)
-        if held:
+        if far and unchanged >= RAIL_SAMPLES:
+            longest = rule.flat_samples
+        if held == HELD_LONG:
             slow[ch] = y  # what comes after starts from where it is
             continue
         slow[ch, 0] += slow_step * (y - slow[ch, 0])
@@ -304,7 +335,7 @@ def _raw(rule, c, columns, scale, raw, slow, x):
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
+def _high_pass(held, warm, c, columns, scale, sos, z, zi, block_sum, x, u):
     """High-passed channels, divided by rest, into `u`; returns the sum of their squares in µV². After a hold it starts from rest."""
     for ch in range(c):
         u[ch] = x[columns[ch]]
@@ -322,7 +353,8 @@ def _high_pass(held, c, columns, scale, sos, z, zi, block_sum, x, u):
     for ch in range(c):
         y = u[ch]
         power += y * y
-        block_sum[ch] += y * y
+        if warm == 0:
+            block_sum[ch] += y * y
         u[ch] = y * scale[ch]
     return power
 
@@ -344,6 +376,12 @@ def _components(rule, c, told, method, mix, past, mains, lag_sum, cross_sum, u):
         left += (now - before) * (now - before)
         whole += now * now + before * before
         mains[w, m] = now
+    rule.at = at + 1 if at + 1 < LAGS else 0
+    rule.mains_at = w + 1 if w + 1 < rule.mains_samples else 0
+    rule.mains_left += rule.mains_step * (left - rule.mains_left)
+    rule.mains_all += rule.mains_step * (whole - rule.mains_all)
+    if rule.warm > 0:  # there is no past yet to compare with
+        return energy / c
     for j in range(LAGS):
         lag_sum[j] += past[told, newest] * past[told, newest - j]
     if rule.in_block % noise.SPARSE == 0:
@@ -351,10 +389,6 @@ def _components(rule, c, told, method, mix, past, mains, lag_sum, cross_sum, u):
             for k in range(m + 1):
                 cross_sum[m, k] += past[m, newest] * past[k, newest]
     rule.in_block += 1
-    rule.at = at + 1 if at + 1 < LAGS else 0
-    rule.mains_at = w + 1 if w + 1 < rule.mains_samples else 0
-    rule.mains_left += rule.mains_step * (left - rule.mains_left)
-    rule.mains_all += rule.mains_step * (whole - rule.mains_all)
     return energy / c
 
 
@@ -471,9 +505,18 @@ def _hold(s, i, now):
         rule.envelope = 0.0
         classical.forget(s, i)
     rule.below = 0
-    rule.fresh = LAGS
+    rule.warm = LAGS
     s.past[i, :] = 0.0
     _new_block(s, i)
+    _look_anew(rule)
+
+
+@njit(cache=True, nogil=True)
+def _pause(s, i):
+    """A pulse of ours is left out: nothing begins anew but filters, predictors and the look."""
+    rule = s.emg[i]
+    s.past[i, :] = 0.0
+    rule.mains_at = rule.mains_at + 1 if rule.mains_at + 1 < rule.mains_samples else 0  # the mains go on
     _look_anew(rule)
 
 
@@ -517,10 +560,11 @@ def _force_update(s, i, force, t_s, hold_until_s):
     rule, history = s.force[i], s.history[i]
     for k in range(force.shape[0]):
         now, y = t_s[k], force[k, rule.column]
-        if not np.isfinite(y) or (abs(now - rule.last_s) > rule.gap_s and rule.last_s > 0.0):
+        bad = not (abs(y) < MAX_FORCE and np.isfinite(now))
+        if bad or not (abs(now - rule.last_s) <= rule.gap_s or rule.last_s == 0.0):
             rule.seen = 0  # start over: the baseline is unknown again
         rule.last_s = now
-        if not np.isfinite(y):
+        if bad:
             rule.quality = QUALITY_BAD
             continue
         if rule.seen == 0:

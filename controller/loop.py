@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import compiled_ring, kernels, messages, policy, realtime, ring, settings
+from controller import artefact, compiled_ring, kernels, messages, policy, realtime, ring, settings
 from controller.detector import Detection, SpasmDetector
 from controller.policy import StimRequest, request_of
 from controller.recording import CYCLE
@@ -81,6 +81,7 @@ def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
     bed, n_emg_rules = s.bed[0], s.detector.emg.shape[0]
     policy.hear(s.policy, feedback)
     p = s.policy.policy[0]
+    artefact.hear(s.detector.own, feedback, p.number, p.alike_from_s, p.alike_until_s)
     kernels.update(s.detector, emg_uv, emg_t_s, force, force_t_s, p.hold_until_s, p.look_from_s)
     if emg_t_s.size:
         bed.emg_newest_s = emg_t_s[-1]

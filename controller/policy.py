@@ -13,6 +13,10 @@ in 45, and twice in a million. A spasm that grows by half from look to look is k
 doubles in 99.7 %. So 25 % twice running means the muscle and not the measure. Why the muscle grows cannot be seen: a spasm that is still
 building up looks the same, and is given up too.
 
+Samples within the dead time after each of our pulses are held. Where the settings let the detector listen between pulses (`hold_ms`), it
+does so while they are of one current, between ramp and taper of a train that was asked for here; that is off by default, since a rule that
+ends or begins within a train changes what is asked for after it.
+
 `@njit` functions on records, since they run between a sample's arrival and the request's leaving.
 """
 
@@ -49,10 +53,13 @@ POLICY = np.dtype(
         *((name, np.float64) for name in ("event_on_s", "until_s")),  # `until_s` of the present phase
         ("hold_until_s", np.float64),  # samples up to here carry stimulation
         ("look_from_s", np.float64),  # and the look is of samples later than this
+        *((name, np.float64) for name in ("alike_from_s", "alike_until_s")),  # between ramp and taper pulses of our train are alike
     ],
     align=True,
 )
-RULE = np.dtype([(name, np.int64) for name in ("cause", "train", "current_ua", "duration_us", "was_active")], align=True)
+RULE = np.dtype(
+    [(name, np.int64) for name in ("cause", "train", "current_ua", "duration_us", "ramp_up_us", "taper_us", "was_active")], align=True
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,8 @@ def state(settings: Settings) -> PolicyState:
     for i, rule in enumerate(settings.rules):
         train = settings.trains[rule.train]
         cause = CAUSE_EMG if i < len(settings.emg_rules) else CAUSE_FORCE
-        rules[i] = (cause, names.index(rule.train), round(train.current_ma * 1000), train.duration_ms * 1000, 0)
+        times_us = (1000 * ms for ms in (train.duration_ms, train.ramp_up_ms, train.taper_ms))
+        rules[i] = (cause, names.index(rule.train), round(train.current_ma * 1000), *times_us, 0)
     return PolicyState(policy, rules)
 
 
@@ -132,6 +140,10 @@ def hear(s, feedback):
         code, t_s, number = feedback[k, 0], feedback[k, 1], feedback[k, 2]
         if code == FEEDBACK_PULSE:
             p.hold_until_s = max(p.hold_until_s, t_s + p.dead_s + ARTEFACT_S)
+            if number == p.number and np.isinf(p.alike_from_s):
+                rule = s.rules[p.rule]
+                p.alike_from_s = t_s + 1e-6 * rule.ramp_up_us
+                p.alike_until_s = t_s + 1e-6 * (rule.duration_us - rule.taper_us)
         elif number == p.number and p.phase == TRAIN:
             if code == FEEDBACK_ENDED:
                 p.phase, p.until_s = LOOK, t_s + p.dead_s + p.look_s + MARGIN_S
@@ -185,6 +197,7 @@ def _request(p, rule, now_s, newest_s, seen, cycle):
     p.phase, p.until_s = TRAIN, now_s + duration_s + ANSWER_S
     # the first pulse may reach the electrode before guard's word of it reaches us
     p.hold_until_s = max(p.hold_until_s, now_s + p.dead_s + ARTEFACT_S)
+    p.alike_from_s = np.inf  # until its first pulse
     cycle.request, cycle.event_id, cycle.cause, cycle.rule = p.number, p.event_id, rule.cause, p.rule
     cycle.train, cycle.current_ua, cycle.duration_us = rule.train, rule.current_ua, rule.duration_us
     cycle.onset_s = seen[ONSET_S]

@@ -17,22 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import audit, recording, settings
+from controller import artefact, audit, recording, settings
 from controller.guard import event_from_dict
 from controller.limits import Device, prescription_from
 from controller.loop import Loop
 from controller.recording import DETECTION_FIELDS
 from controller.supervisor import Supervisor
-from drivers.base import Chunk, DeviceNotFoundError, DriverError, FileFormatError
+from drivers.base import FEEDBACK_PULSE, Chunk, DeviceNotFoundError, DriverError, FileFormatError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
 
+    from numpy.typing import NDArray
+
     from controller.settings import Settings
     from drivers.sources.files import Recording
 
 BLOCK_S = 0.002  # a file is cut into blocks of this length
+HOLD_MS = 2.0  # from each pulse of a recording on nothing is heard: best beside a template, of an artefact of 1.25 ms (notes, section 5)
 MERGE_S = 1.0  # spasms less than this apart are one (raters split and merge most at this scale: Thomas 2014, detection notes 3)
 START_S = 1000.0  # stamps of a file begin here: 0 means "nothing yet" in the loop
 DEFAULT_FLOOR = 5.0  # µV: activity below this is no spasm in any surface EMG
@@ -157,9 +160,15 @@ def _check_frame(session: recording.Session, result: Result) -> None:
 
 # --- other recordings -------------------------------------------------------------------------------------------------------------
 def settings_for(
-    rec: Recording, floor_uv: float, false_alarms_per_h: float, noise_time_s: float, high_pass_hz: float, off_ratio: float
+    rec: Recording,
+    floor_uv: float,
+    false_alarms_per_h: float,
+    noise_time_s: float,
+    high_pass_hz: float,
+    off_ratio: float,
+    hold_ms: float = 0.0,
 ) -> Settings:
-    """Settings that listen to every EMG channel of a recording as one muscle.
+    """Settings that listen to every EMG channel of a recording as one muscle, and between pulses where `hold_ms` is not 0.
 
     Raises
     ------
@@ -174,6 +183,7 @@ stream_name = "calmloop replay"
 sample_rate_hz = {rec.sample_rate_hz!r}
 channels = [{channels}]
 unit = "uV"
+hold_ms = {hold_ms!r}
 [[emg_rules]]
 name = "all channels"
 channels = [{channels}]
@@ -225,13 +235,16 @@ port = "none"
 """
 
 
-def chunks(rec: Recording) -> Iterator[Chunk]:
-    """A recording as the chunks of a live loop."""
+def chunks(rec: Recording, pulses_s: NDArray[np.float64] | None = None) -> Iterator[Chunk]:
+    """A recording as the chunks of a live loop; of pulses, (n_pulses,) s from its start, word comes with the chunk they are in."""
     n, step = len(rec.emg), max(1, round(BLOCK_S * rec.sample_rate_hz))
+    at_s = np.sort(np.zeros(0) if pulses_s is None else pulses_s)
+    heard = np.column_stack([np.full(len(at_s), FEEDBACK_PULSE), START_S + at_s, np.full(len(at_s), float(artefact.ANY))])
     for start in range(0, n, step):
         stop = min(n, start + step)
         t_s = START_S + np.arange(start, stop) / rec.sample_rate_hz
-        yield Chunk(np.ascontiguousarray(rec.emg[start:stop]), t_s, NO_FORCE, np.zeros(0), np.zeros((0, 3)), round((t_s[-1] + 0.001) * 1e9))
+        word = heard[slice(*np.searchsorted(at_s, (start / rec.sample_rate_hz, stop / rec.sample_rate_hz)))]
+        yield Chunk(np.ascontiguousarray(rec.emg[start:stop]), t_s, NO_FORCE, np.zeros(0), word, round((t_s[-1] + 0.001) * 1e9))
 
 
 @dataclass
@@ -286,9 +299,45 @@ def joined(found: list[Activation]) -> list[dict[str, float]]:
     return spasms
 
 
-def detect(rec: Recording, config: Settings) -> list[dict[str, float]]:
+def detect(rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | None = None) -> list[dict[str, float]]:
     """Spasms of a recording by the first rule; see `joined`."""
-    return joined(activations(Loop(config), chunks(rec))[0])
+    return joined(activations(Loop(config), chunks(rec, pulses_s))[0])
+
+
+def pulses_in(rec: Recording, where: str, options: dict[str, Any]) -> NDArray[np.float64]:
+    """When a recording was stimulated, (n_pulses,) s from its start.
+
+    Parameters
+    ----------
+    where : str
+        "find": by the artefacts in its EMG; the name of a channel: where that rises; or a text file with one time a line.
+
+    Raises
+    ------
+    FileFormatError
+        There is no such channel or file, or it holds no times; or no artefacts are found.
+    """
+    from drivers.sources import files
+
+    if where == "find":
+        found = artefact.find_pulses(rec.emg, rec.sample_rate_hz)
+    elif Path(where).is_file():
+        try:
+            found = np.loadtxt(where, ndmin=1)
+        except ValueError as error:
+            raise FileFormatError(f"{where}: must hold one time in s a line: {error}") from None
+        if found.ndim != 1 or not np.isfinite(found).all():
+            raise FileFormatError(f"{where}: must hold one time in s a line, from the start of the recording, and nothing else")
+    else:
+        try:
+            level = files.load(rec.path, **(options | {"channels": where})).emg[:, 0]
+        except FileFormatError as error:
+            raise FileFormatError(f"--pulses {where}: is no file, nor a channel ({error}), nor 'find'") from None
+        high = level > 0.5 * (level.min() + level.max())
+        found = np.flatnonzero(high[1:] & ~high[:-1]) / rec.sample_rate_hz
+    if not len(found):
+        raise FileFormatError(f"{rec.path}: no pulses by --pulses {where}")
+    return np.asarray(found)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------------------
@@ -302,7 +351,11 @@ def command(args: argparse.Namespace) -> int:
             if path.is_dir() or path.name == recording.SIGNALS:
                 if args.realtime:
                     raise FileFormatError(f"{path}: --realtime is for files; a session of ours is replayed as fast as it goes")
+                if args.pulses:
+                    raise FileFormatError(f"{path}: --pulses is for files; a session of ours knows its pulses")
                 result = _session_command(path if path.is_dir() else path.parent, args)
+            elif args.realtime and args.pulses:
+                raise FileFormatError(f"{path}: --pulses and --realtime do not go together: nobody would tell the loop of them in time")
             elif args.realtime:
                 result = _play(path, args)
             else:
@@ -339,17 +392,21 @@ def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings
         options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
     rec = files.load(path, **options)
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
-    return rec, settings_for(rec, floor, args.false_alarms_per_h, args.noise_time, args.high_pass, args.off_ratio), options
+    hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0
+    return rec, settings_for(rec, floor, args.false_alarms_per_h, args.noise_time, args.high_pass, args.off_ratio, hold_ms), options
 
 
 def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    rec, config, _ = load_file(path, args)
-    spasms = detect(rec, config)
+    rec, config, options = load_file(path, args)
+    pulses_s = pulses_in(rec, args.pulses, options) if args.pulses else np.zeros(0)
+    spasms = detect(rec, config, pulses_s)
     rule = config.emg_rules[0].model_dump(mode="json")
     seconds = len(rec.emg) / rec.sample_rate_hz
     notes = [*rec.notes, *doubts(rec, spasms, args.floor is not None, rule["floor_uv"])]
     if not args.json:
         print(f"{path}: {len(rec.channels)} channels ({rec.unit}), {rec.sample_rate_hz:g} Hz, {seconds:.1f} s")
+        if args.pulses:
+            print(f"  {len(pulses_s)} pulses from {pulses_s[0]:.3f} to {pulses_s[-1]:.3f} s; {HOLD_MS:g} ms from each on are held")
         for note in notes:
             print("  note: " + note)
         print("  settings: " + ", ".join(f"{key} {value}" for key, value in rule.items() if key not in ("name", "train")))
@@ -360,7 +417,7 @@ def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
                 f"  peak {s['peak_uv']:8.1f}{parts}"
             )
         print(f"  {len(spasms)} detections")
-    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "detections": spasms}
+    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "pulses": len(pulses_s), "detections": spasms}
 
 
 def doubts(rec: Recording, spasms: list[dict[str, float]], floor_given: bool, floor: float) -> list[str]:
@@ -375,7 +432,9 @@ def doubts(rec: Recording, spasms: list[dict[str, float]], floor_given: bool, fl
         notes.append(f"{rms:.3g} uV rms is no surface EMG: wrong --unit?")
     active_s = sum(s["offset_s"] - s["onset_s"] for s in spasms)
     if active_s > 0.8 * rec.duration_s:
-        notes.append(f"active for {100 * active_s / rec.duration_s:.0f} % of the time: --floor too low, or stimulation in the signal?")
+        notes.append(
+            f"active for {100 * active_s / rec.duration_s:.0f} % of the time: --floor too low, or stimulation in the signal (--pulses)?"
+        )
     return notes
 
 

@@ -189,6 +189,13 @@ class EmgStream(Stream):
 
     sample_rate_hz: float = Field(ge=200.0, le=10000.0, description="the stream's nominal rate; 1-4 kHz is usual for surface EMG")
     unit: Literal["uV", "mV", "V"] = Field(description="the unit of the stream's samples")
+    # 2-5 ms: detection notes, section 5; more for stimulators that take their time from command to pulse
+    hold_ms: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=20.0,
+        description="from a pulse's command on not listened to, then between pulses; 0 = not for the whole look_dead_ms",
+    )
 
 
 class ForceStream(Stream):

@@ -27,6 +27,7 @@ DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
     ("emg", "sample_rate_hz", 200.0, 10000.0, 0.5),
+    ("emg", "hold_ms", 0.0, 20.0, 0.5),
     ("force", "sample_rate_hz", 10.0, 5000.0, 0.5),
     ("emg_rules", "high_pass_hz", 10.0, 500.0, 0.1),
     ("emg_rules", "false_alarms_per_h", 0.0001, 3600.0, 0.1),
@@ -754,7 +755,7 @@ NO_NUMBERS = {
     "a whole number beyond 64 bits": "18446744073709551616",
     "so small that it is 0": "1e-400",
 }
-MAY_BE_0 = {("emg_rules", "floor_uv"), ("emg_rules", "mains_hz"), ("emg_rules", "rise_ms")}
+MAY_BE_0 = {("emg", "hold_ms"), ("emg_rules", "floor_uv"), ("emg_rules", "mains_hz"), ("emg_rules", "rise_ms")}
 
 
 @pytest.mark.safety("A12", "F9")
@@ -801,7 +802,9 @@ def test_only_one_setting_is_a_boolean():
 @pytest.mark.safety("F9")
 def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
-    by_default |= {("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")}
+    by_default |= {("emg", "hold_ms")} | {
+        ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
+    }
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(DEMO).items():
         text = with_line(number, None)
