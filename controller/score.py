@@ -408,7 +408,7 @@ def _of_session(folder: Path) -> Decided:
     cycles = list(session.cycles())
     if not cycles:
         raise FileFormatError(f"{folder}: holds no cycle of the loop: there is nothing to score")
-    names = [rule.name for rule in session.config.rules]
+    names = [row.name for row in session.config.rows]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in sorted({number for number, _ in cycles}):
         chunks = [cycle.chunk for loop_number, cycle in cycles if loop_number == number]
@@ -424,7 +424,7 @@ def _of_session(folder: Path) -> Decided:
     return Decided(
         {name: [(decided - start_s, end - start_s) for decided, end in mine] for name, mine in found.items()},
         [(begin - start_s, end - start_s) for begin, end in spans_s],
-        [rule.model_dump(mode="json") for rule in session.config.rules],
+        [row.model_dump(mode="json") for row in session.config.rows],
         notes,
     )
 

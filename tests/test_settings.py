@@ -23,6 +23,13 @@ from tests.bed import DEVICE
 
 CONFIG = Path(__file__).parent.parent / "config"
 DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
+JOINS = """
+[[joins]]
+name = "both"
+rules = ["soleus EMG", "plantarflexion torque"]
+how = "emg_then_force"
+within_ms = 200
+"""
 
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
@@ -40,6 +47,7 @@ BOUNDS = [
     ("force_rules", "threshold", 0.01, 5000.0, 0.001),
     ("force_rules", "rate_per_s", 0.01, 100000.0, 0.001),
     ("force_rules", "baseline_time_s", 0.5, 600.0, 0.1),
+    ("joins", "within_ms", 10, 1000, 1),
     ("trains", "channel", 1, 8, 1),
     ("trains", "current_ma", 0.5, 60.0, 0.5),
     ("trains", "phase_width_us", 20, 1000, 1),
@@ -96,6 +104,7 @@ def demo(changes=None):
     """Return the demo's raw tables, changed: {(table, key): value}; of several tables the first."""
     raw = copy.deepcopy(tomllib.loads(DEMO))
     for (table, key), value in (changes or {}).items():
+        raw = tomllib.loads(JOINS) | raw if table == "joins" else raw
         one = raw[table]
         one = one["peroneal"] if table == "trains" else one[0] if isinstance(one, list) else one
         one[key] = value
@@ -817,11 +826,12 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
 @pytest.mark.parametrize("word", ["yes", "on", "zzz", "'what ever'"])
 def test_a_key_that_nobody_knows_is_refused_in_every_table(word, tmp_path):
     tables = {}
-    for (table, _), number in lines_of(DEMO).items():
+    whole = DEMO + JOINS
+    for (table, _), number in lines_of(whole).items():
         tables[table] = number
     assert set(tables) == set(module.TABLES)
     for number in tables.values():
-        lines = DEMO.splitlines()
+        lines = whole.splitlines()
         lines.insert(number, f"{word} = 1")
         [line] = refused("\n".join(lines), tmp_path)
         assert f"{word.strip(chr(39))} = 1 is not a known key; known keys: " in line
