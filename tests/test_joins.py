@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -157,7 +157,8 @@ def test_a_spasm_that_persists_is_asked_for_again_with_the_levels_of_its_emg_and
         assert [r.event_id for _, r, _ in bed.requests] == [1] * len(bed.requests)
         assert 3 <= len(bed.requests) <= 4
         assert bed.requests[-1][0] < 5.0 + 0.1
-        for _, request, seen in bed.requests[1:]:
+        for at, request, seen in bed.requests[1:]:
+            assert request.evidence_s == pytest.approx(START_S + at - 0.0015, abs=1e-6)  # force's newest sample, which is the older one
             assert request.level == round(1000.0 * seen[EMG, LEVEL]) != round(1000.0 * seen[FORCE, LEVEL])
 
 
