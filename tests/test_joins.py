@@ -214,6 +214,7 @@ def test_where_one_that_is_harder_to_please_asks_any_would(phase, until_s, event
 
 
 @hypothesis_settings(max_examples=10, deadline=None)
+@example("emg_then_force", [100], 3000, 3050)  # force crosses twice in the large block
 @given(
     st.sampled_from(joins.HOWS), st.lists(st.integers(1, 400), min_size=1, max_size=20), st.integers(3000, 3300), st.integers(2900, 3500)
 )
