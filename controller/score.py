@@ -393,7 +393,10 @@ def _of_file(path: Path, args: argparse.Namespace) -> Decided:
 
     rec, config, _ = replay.load_file(path, args)
     (found,) = replay.activations(Loop(config), replay.chunks(rec))
-    notes = [*rec.notes, *replay.doubts(rec, replay.joined(found), args.floor is not None, config.emg_rules[0].floor_uv)]
+    notes = [
+        *rec.notes,
+        *replay.doubts(rec, sum(a.offset_s - a.onset_s for a in found), args.floor is not None, config.emg_rules[0].floor_uv),
+    ]
     detections_s = [(a.decided_s - replay.START_S, math.inf if a.on else a.offset_s - replay.START_S) for a in found]
     rules = [rule.model_dump(mode="json") for rule in config.rules]
     return Decided({config.rules[0].name: detections_s}, [(0.0, rec.duration_s)], rules, notes)
