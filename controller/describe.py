@@ -267,7 +267,7 @@ class Describer:
                 self._end(t_s[i])
         self.last_s = float(t_s[-1])
         if self.on:
-            self._lasts(self.last_s)
+            self._lasts(max(self.last_s - OFF_S, self.decided_s))  # no later than it may turn out to have ended
         elif self.open and self.last_s - self.open.offset_s >= MERGE_S + WAIT_S:
             self._close()
         return self._done()
@@ -329,7 +329,7 @@ class Describer:
         height = bridged(self._bins((last - 0.5) * BIN_S - BEFORE_S - RISE_S, (last - 0.5) * BIN_S))
         quiet, near = height[:-n], height[-n:]
         quiet = quiet[np.isfinite(quiet)]
-        low = np.flatnonzero(near <= np.median(quiet) + 3.0 * np.std(quiet)) if len(quiet) else []
+        low = np.flatnonzero(near <= np.median(quiet) + 3.0 * np.std(quiet)) if len(quiet) else np.zeros(0, np.int64)
         return (last - n + int(low[-1]) + 1) * BIN_S if len(low) else decided_s
 
     def _end(self, t_s: float) -> None:
