@@ -252,7 +252,6 @@ def test_how_often_chance_makes_tonic_emg_of_one_channel_clonus():
 
 
 # --- live, and stimulated -----------------------------------------------------------------------------------------------------------
-@pytest.mark.safety("A9")
 @pytest.mark.parametrize("length_s", [0.1, 0.3, 0.48])
 def test_an_event_that_stimulates_ends_in_the_look_when_its_muscle_is_quiet_in_it(length_s):
     bed = Bed(CONFIG, *signals(5.0, [(3.0, 3.0 + length_s)], []))

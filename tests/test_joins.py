@@ -172,7 +172,6 @@ def test_what_is_not_joined_asks_as_before():
     assert [row.name for row in both.rows] == ["soleus EMG", "tibialis", "plantarflexion torque", "both"]
 
 
-@pytest.mark.safety("A12")
 @hypothesis_settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from(joins.HOWS),
@@ -195,7 +194,6 @@ def test_a_join_is_active_and_asks_only_where_a_rule_of_it_is(how, emg_ms, force
         assert seen[JOIN, ACTIVE] and (seen[EMG, ACTIVE] or seen[FORCE, ACTIVE])
 
 
-@pytest.mark.safety("A12")
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.sampled_from([policy.WATCH, policy.TRAIN, policy.LOOK, policy.REST]), st.floats(99.0, 101.0), st.floats(0.0, 12.0), st.booleans())
 def test_where_one_that_is_harder_to_please_asks_any_would(phase, until_s, event_on_s, active):
