@@ -39,7 +39,7 @@ WARM_S = 3.0 * ENVELOPE_S  # after a hold the envelope starts from nothing: in t
 BRIDGE_S = 0.1  # a hole that is no longer is filled: that of a request which is refused (25 ms held) is no reason to know nothing
 # A rhythm shows in two periods. What is too short for two of the slowest clonus is neither tonic nor clonus but a burst: 2 / 4 Hz.
 CLONUS_HZ = (4.0, 8.0)  # soleus 5.4 +- 0.9, gastrocnemius 4.7 to 7.0 (physiology notes, 1.3)
-SLACK_HZ = 0.2  # so well a frequency is known of a second and more; of half a second to 0.6 Hz
+SLACK_HZ = 0.2  # so well a frequency is known of 2 s at 10 dB; of half a second to 0.6 Hz
 BURST_S = 2.0 / CLONUS_HZ[0]
 # Rhythm: the correlation falls and rises again by so much, and the envelope swings (root mean square) by this share of its mean. In clonus
 # a muscle is silent between the beats, as its units fire once in each; tonic EMG of one channel swings by chance (tests/test_describe.py).

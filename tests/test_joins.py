@@ -211,6 +211,13 @@ def test_where_one_that_is_harder_to_please_asks_any_would(phase, until_s, event
     assert active or not asks[0]
 
 
+def test_all_asks_while_any_rests():
+    """What the README admits: the rest after an event that only `any` had."""
+    emg, force = signals(7.0, [(3.0, 3.1), (5.0, 5.3)], [(5.05, 5.3)])
+    asked = {how: [round(at) for at, _, _ in Bed(how, emg, force).requests] for how in joins.HOWS}
+    assert asked == {"any": [3], "all": [5], "emg_then_force": [5]}
+
+
 @hypothesis_settings(max_examples=10, deadline=None)
 @example("emg_then_force", [100], 3000, 3050)  # force crosses twice in the large block
 @given(
