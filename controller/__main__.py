@@ -362,7 +362,7 @@ def describe(answer: dict[str, Any]) -> str:
                 f"{who} {what} {got}" for who, all_got in daemon["realtime"].items() for what, got in all_got.items() if "refused" in got
             ]
             words += refused
-            words += [line for line in (asked_words(daemon["requests_by"]), spasm_words(daemon["spasms"])) if line]
+            words += [line for line in (asked_words(daemon.get("requests_by", {})), spasm_words(daemon.get("spasms", {}))) if line]
             words += filter(None, [daemon["late"], latency_words(daemon["latency"]), trigger_words(daemon["last_trigger"])])
     return "\n  ".join(words)
 
