@@ -368,8 +368,26 @@ def describe(answer: dict[str, Any]) -> str:
                 f"{who} {what} {got}" for who, all_got in daemon["realtime"].items() for what, got in all_got.items() if "refused" in got
             ]
             words += refused
+            words += [line for line in (asked_words(daemon.get("requests_by", {})), spasm_words(daemon.get("spasms", {}))) if line]
             words += filter(None, [daemon["late"], latency_words(daemon["latency"]), trigger_words(daemon["last_trigger"])])
     return "\n  ".join(words)
+
+
+def asked_words(requests_by: dict[str, int]) -> str:
+    """Which rules, and rules joined, have asked."""
+    asked = [f"{name} {n}" for name, n in requests_by.items() if n]
+    return f"requests: {', '.join(asked)}" if asked else ""
+
+
+def spasm_words(spasms: dict[str, dict[str, Any]]) -> str:
+    """What the rules have seen, in one line; --json has the last of each."""
+    lines = []
+    for rule, counts in spasms.items():
+        kinds = [f"{n} {kind}" for kind, n in counts.items() if kind not in ("n", "last") and n]
+        if counts["n"]:
+            hz = counts["last"]["clonus_hz"]
+            lines.append(f"{rule}: {', '.join(kinds)}" + (f" (last {hz:.1f} Hz)" if hz else ""))
+    return f"spasms: {'; '.join(lines)}" if lines else ""
 
 
 def latency_words(latency: dict[str, dict[str, Any]]) -> str:

@@ -24,7 +24,9 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from controller import audit, dose, messages, realtime, recording, settings
+import numpy as np
+
+from controller import audit, describe, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
@@ -152,8 +154,13 @@ class Daemon:
             "late": "",
             "realtime": {},
             "rules": {},
+            "requests_by": {row.name: 0 for row in config.rows},
+            "spasms": {rule.name: {"n": 0, **dict.fromkeys(describe.KINDS, 0), "last": None} for rule in config.rules},
             "dose": {},
         }
+        self.spasms = describe.Spasms(config)
+        self.heard: list[tuple[tuple[float, float], Any]] = []  # what the rules said since they were last described, and the newest stamps
+        self.newest_s = (0.0, 0.0)  # of EMG and force, as last described
         self.last_line, self.repeats = "", 0
 
     # --- life ----------------------------------------------------------------------------------------------------------------
@@ -174,6 +181,7 @@ class Daemon:
                 if now_s - status_s >= STATUS_S:
                     status_s = now_s
                     self.see_latency()
+                    self.see_spasms()
                     self.write_status()
                 if now_s - latency_s >= LATENCY_S:
                     latency_s = now_s
@@ -228,8 +236,10 @@ class Daemon:
         try:
             self.drain()
             self.note_triggers()
+            self.see_spasms(finish=True)
             self.write_latency()
             why = {"why": self.ending, "records_lost": self.status["records_lost"], "latency": self.telemetry.summary()}
+            why["spasms"] = self.status["spasms"]
             self.audit.add(monotonic_ns(), recording.END, **why, dose=self.see_dose())
             self.recorder.note(monotonic_ns() * 1e-9, {"what": recording.END, **why, **self.audit.head._asdict()})
             self.recorder.close()
@@ -262,6 +272,7 @@ class Daemon:
             self.status["loop"] = "not wanted: no rules, the button alone"
             return
         assert self.link
+        self.see_spasms(finish=True)  # what a loop did not see the end of, the next knows nothing of
         self.loops += 1
         self.telemetry.loop_started()
         self.recorder.loop_number = self.loops
@@ -383,7 +394,7 @@ class Daemon:
         s["loop"] = "alive"
         s["data_ok"] = bool(last.numbers["data_ok"])
         s["sample_age_ms"] = round((last.numbers["decided_ns"] * 1e-9 - last.sample_s) * 1e3, 2)
-        names = [rule.name for rule in self.config.rules]
+        names = [row.name for row in self.config.rows]
         s["rules"] = {
             name: {
                 "active": bool(row[0]),
@@ -394,7 +405,32 @@ class Daemon:
             }
             for name, row in zip(names, last.detections, strict=True)
         }
-        s["requests"] += sum(1 for cycle in cycles if cycle.numbers["request"])
+        for cycle in cycles:
+            if cycle.numbers["request"]:
+                s["requests"] += 1
+                s["requests_by"][names[cycle.numbers["rule"]]] += 1
+            emg_s, force_s = self.heard[-1][0] if self.heard else self.newest_s
+            emg_t_s, force_t_s = cycle.chunk.emg_t_s, cycle.chunk.force_t_s
+            newest_s = (float(emg_t_s[-1]) if len(emg_t_s) else emg_s, float(force_t_s[-1]) if len(force_t_s) else force_s)
+            self.heard.append((newest_s, cycle.detections))
+
+    def see_spasms(self, finish: bool = False) -> None:
+        """Describe the spasms that are over, well after they were answered."""
+        done = []
+        if self.heard:
+            newest_s, rows = zip(*self.heard, strict=True)
+            self.newest_s, self.heard = newest_s[-1], []
+            done = self.spasms.take(np.array(newest_s), np.array(rows))
+        if finish:
+            done += self.spasms.finish()
+            self.spasms, self.newest_s = describe.Spasms(self.config), (0.0, 0.0)
+        for rule, spasm in done:
+            facts = spasm.facts()
+            counts = self.status["spasms"][rule]
+            counts["n"] += 1
+            counts[spasm.kind] += 1
+            counts["last"] = facts
+            self.recorder.note(monotonic_ns() * 1e-9, {"what": "spasm", "rule": rule, **facts})
 
     def see_guard(self, row: dict[str, Any]) -> None:
         """Take over guard's verdict; what matters goes into the audit and to the people."""

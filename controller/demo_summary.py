@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import recording
+from controller import recording, replay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +95,7 @@ def summary(session: Path, seconds: float, seed: int) -> dict[str, Any]:
         },
         "samples": _samples(recorded, truth),
         "refusals": _refusals(recorded),
+        "described": replay.spasms_of(recorded),
         "session": str(session),
     }
 

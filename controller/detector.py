@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.signal import butter, sosfilt_zi, sosfreqz
 
-from controller import artefact, classical
+from controller import artefact, classical, joins
 from controller import kernels as k
 
 if TYPE_CHECKING:
@@ -82,8 +82,9 @@ class Detection:
         Stamp of the sample at which the rule was sure; NaN before the first.
     statistic, threshold : float
         EMG: nats; of the classical methods what `classical` says, in rest's units. Force: the settings' unit above the baseline.
+        Joins: how many of the rules are active, and must be.
     envelope : float
-        EMG: pooled root mean square in µV. Force: the settings' unit per s.
+        EMG: pooled root mean square in µV. Force: the settings' unit per s. Joins, here and below: the first rule's.
     quality : str
         One of `QUALITIES`.
     level : float
@@ -106,10 +107,10 @@ class Detection:
 
 
 class SpasmDetector:
-    """All rules of one bed: EMG rules first, in the order of the settings."""
+    """All rules of one bed: EMG rules first, in the order of the settings, then the joins, which show like rules."""
 
     def __init__(self, settings: Settings) -> None:
-        self.rules = tuple(rule.name for rule in settings.rules)
+        self.rules = tuple(row.name for row in settings.rows)
         self.state = _state(settings)
 
     def update(self, chunk: Chunk, hold_until_s: float, look_from_s: float = 0.0) -> tuple[Detection, ...]:
@@ -139,6 +140,7 @@ def _state(settings: Settings) -> k.DetectorState:
     h = _history(settings.force.sample_rate_hz) if settings.force else 1
     sections, look_s = HIGH_PASS_ORDER // 2, settings.prescription.look_ms / 1000
     lags, w = k.LAGS, max((_mains_samples(rule, emg.sample_rate_hz) for rule in emg_rules if emg), default=1)
+    joint, members = joins.state(settings)
     s = k.DetectorState(
         emg=np.zeros(n, k.EMG_RULE),
         columns=np.zeros((n, c), np.int64),
@@ -172,7 +174,9 @@ def _state(settings: Settings) -> k.DetectorState:
         marks=np.zeros((n, max(4, round(classical.WINDOW_S * settings.emg.sample_rate_hz)) if settings.emg else 1)),
         force=np.zeros(len(force_rules), k.FORCE_RULE),
         history=np.zeros((len(force_rules), h)),
-        seen=np.full((n + len(force_rules), k.N_SEEN), np.nan),
+        joins=joint,
+        members=members,
+        seen=np.full((len(settings.rows), k.N_SEEN), np.nan),
         own=artefact.state(n, c, *((len(emg.channels), emg.sample_rate_hz, emg.hold_ms) if emg else (1, 1.0, 0.0))),
     )
     for i, rule in enumerate(emg_rules):

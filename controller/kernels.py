@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import artefact, classical, noise
+from controller import artefact, classical, joins, noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,8 +133,10 @@ class DetectorState(NamedTuple):
         Of the classical methods: their records, and what each of the last samples adds to the statistic.
     force : (n_force_rules,) FORCE_RULE; history : (n_force_rules, h) float64
         The last 20 ms of force, smoothed.
-    seen : (n_rules, N_SEEN) float64
-        What each rule sees now.
+    joins : (n_joins,) joins.JOIN; members : (n_joins, m) int64
+        Rules that ask together, and their rows in `seen`.
+    seen : (n_rules + n_joins, N_SEEN) float64
+        What each rule sees now, and each join.
     own : artefact.OwnState
         Our own pulses in the EMG.
     """
@@ -171,6 +173,8 @@ class DetectorState(NamedTuple):
     marks: NDArray[np.float64]
     force: NDArray[np.void]
     history: NDArray[np.float64]
+    joins: NDArray[np.void]
+    members: NDArray[np.int64]
     seen: NDArray[np.float64]
     own: artefact.OwnState
 
@@ -200,6 +204,14 @@ def update(s, emg_uv, emg_t_s, force, force_t_s, hold_until_s, look_from_s):
         seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = rule.active, rule.onset_s, rule.decided_s, rule.quality
         seen[STATISTIC], seen[THRESHOLD], seen[ENVELOPE] = rule.smooth - rule.baseline, rule.threshold, rule.rate
         seen[LEVEL], seen[VETO] = _level(rule), NO_VETO
+    n_rules = n_emg_rules + s.force.shape[0]
+    for i in range(s.joins.shape[0]):
+        join, seen, first = s.joins[i], s.seen[n_rules + i], s.seen[s.members[i, 0]]
+        joins.judge(join, s.members[i], s.emg, s.force)
+        seen[ACTIVE], seen[ONSET_S], seen[DECIDED_S], seen[QUALITY] = join.active, join.onset_s, join.decided_s, join.quality
+        seen[STATISTIC], seen[THRESHOLD] = join.n_active, join.needed
+        # one muscle's through the whole of an event, or two looks could not be compared
+        seen[ENVELOPE], seen[LEVEL], seen[VETO] = first[ENVELOPE], first[LEVEL], first[VETO]
 
 
 @njit(cache=True, nogil=True)
@@ -595,6 +607,7 @@ def _force_update(s, i, force, t_s, hold_until_s):
                     rule.active = 1
                     rule.below = 0
                     rule.onset_s = rule.decided_s = now
+                    joins.crossed(s.joins, s.members, s.emg, s.emg.shape[0] + i, now)
         else:
             rule.below = rule.below + 1 if above < 0.5 * rule.threshold else 0
             if rule.below >= rule.off_samples:

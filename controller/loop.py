@@ -53,8 +53,8 @@ class BedState(NamedTuple):
     ----------
     bed : (1,) BED
         Number of steps; newest stamp of each signal, and the age at which it is missing (0: there is no such signal).
-    newest_s : (n_rules,) float64
-        Newest stamp of each rule's signal.
+    newest_s : (n_rules + n_joins,) float64
+        Newest stamp of each rule's signal; of a join's signals the one that is furthest behind.
     """
 
     bed: NDArray[np.void]
@@ -70,7 +70,7 @@ def bed_state(config: Settings, detector: SpasmDetector) -> BedState:
         signal_settings = getattr(config, name)
         if signal_settings:
             bed[0][f"{name}_stale_s"] = max(STALE_S, 10.0 / signal_settings.sample_rate_hz)
-    return BedState(bed, np.zeros(len(config.rules)), detector.state, policy.state(config))
+    return BedState(bed, np.zeros(len(config.rows)), detector.state, policy.state(config))
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------------------
@@ -87,7 +87,10 @@ def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
         bed.emg_newest_s = emg_t_s[-1]
     if force_t_s.size:
         bed.force_newest_s = force_t_s[-1]
-    s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:] = bed.emg_newest_s, bed.force_newest_s
+    n_rules = n_emg_rules + s.detector.force.shape[0]
+    s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:n_rules] = bed.emg_newest_s, bed.force_newest_s
+    for i in range(s.detector.joins.shape[0]):
+        s.newest_s[n_rules + i] = s.detector.joins[i].newest_s
     policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, cycle)
     bed.index += 1
     cycle.index, cycle.received_ns, cycle.decided_ns = bed.index, received_ns, received_ns

@@ -58,7 +58,8 @@ POLICY = np.dtype(
     align=True,
 )
 RULE = np.dtype(
-    [(name, np.int64) for name in ("cause", "train", "current_ua", "duration_us", "ramp_up_us", "taper_us", "was_active")], align=True
+    [(name, np.int64) for name in ("asks", "cause", "train", "current_ua", "duration_us", "ramp_up_us", "taper_us", "was_active")],
+    align=True,
 )
 
 
@@ -73,9 +74,10 @@ class StimRequest:
     event_id : int
         The spasm it belongs to.
     rule : int
-        That asks, in the order of the detections.
+        That asks, in the order of the detections: rules, then joins.
     level : int
-        What this rule's muscle showed in the look just before, in 1/1000 µV, N or N m, at least 1; 0 for the first request of an event.
+        What this rule's muscle (a join's: its first rule's) showed in the look just before, in 1/1000 µV, N or N m, at least 1; 0 for the
+        first request of an event.
     onset_s : float
         Of the spasm, as estimated.
     evidence_s : float
@@ -109,8 +111,8 @@ class PolicyState(NamedTuple):
     Attributes
     ----------
     policy : (1,) POLICY
-    rules : (n_rules,) RULE
-        What each rule asks for, in the order of the detections.
+    rules : (n_rules + n_joins,) RULE
+        What each rule and each join asks for, in the order of the detections; a rule that is joined asks through its join alone.
     """
 
     policy: NDArray[np.void]
@@ -119,16 +121,21 @@ class PolicyState(NamedTuple):
 
 def state(settings: Settings) -> PolicyState:
     """A policy at rest for these settings."""
-    policy, rules = np.zeros(1, POLICY), np.zeros(len(settings.rules), RULE)
+    policy, rules = np.zeros(1, POLICY), np.zeros(len(settings.rows), RULE)
     rx, p = settings.prescription, policy[0]
     p["dead_s"], p["look_s"] = rx.look_dead_ms / 1000, rx.look_ms / 1000
     p["refractory_s"], p["retry_s"], p["max_event_s"] = rx.refractory_s, RETRY_S, rx.max_event_s
     names = list(settings.trains)
+    joined = {name for join in settings.joins for name in join.rules}
     for i, rule in enumerate(settings.rules):
         train = settings.trains[rule.train]
         cause = CAUSE_EMG if i < len(settings.emg_rules) else CAUSE_FORCE
         times_us = (1000 * ms for ms in (train.duration_ms, train.ramp_up_ms, train.taper_ms))
-        rules[i] = (cause, names.index(rule.train), round(train.current_ma * 1000), *times_us, 0)
+        rules[i] = (rule.name not in joined, cause, names.index(rule.train), round(train.current_ma * 1000), *times_us, 0)
+    rows = [rule.name for rule in settings.rules]
+    for i, join in enumerate(settings.joins, len(rows)):
+        rules[i] = rules[min(rows.index(name) for name in join.rules)]  # whose level it sends too
+        rules[i]["asks"] = 1
     return PolicyState(policy, rules)
 
 
@@ -158,9 +165,9 @@ def ask(s, now_s, newest_s, seen, cycle):
 
     Parameters
     ----------
-    newest_s : (n_rules,) float64
+    newest_s : (n_rules + n_joins,) float64
         Stamp of the newest sample that each rule has seen.
-    seen : (n_rules, N_SEEN) float64
+    seen : (n_rules + n_joins, N_SEEN) float64
         `DetectorState.seen`.
     """
     p = s.policy[0]
@@ -179,7 +186,7 @@ def ask(s, now_s, newest_s, seen, cycle):
         p.phase = WATCH
     if p.phase == WATCH:
         for i in range(s.rules.shape[0]):
-            if seen[i, ACTIVE]:
+            if s.rules[i].asks and seen[i, ACTIVE]:
                 p.rule = i
                 p.event_id += 1
                 p.event_on_s = 0.0

@@ -62,6 +62,7 @@ class RecordedCycle:
     onset_s, evidence_s : float
         Of the request; see `StimRequest`.
     detections : (n_rules, len(DETECTION_FIELDS)) float64
+        Of each rule and then of each join: as many rows as asks can come from.
     """
 
     chunk: Chunk
@@ -126,7 +127,7 @@ class Recorder:
         self.config = config
         emg_channels = tuple((name, "uV") for name in config.emg.channels) if config.emg else ()
         force_channels = tuple((name, config.force.unit) for name in config.force.channels) if config.force else ()
-        rules = [rule.name for rule in config.rules]
+        rules = [row.name for row in config.rows]
         specs = []
         if config.emg:
             specs.append(StreamSpec("EMG", "EMG", emg_channels, config.emg.sample_rate_hz, "double64", config.emg.stream_name))
@@ -229,7 +230,7 @@ class Session:
         """All cycles in order, with the number of the loop process that made them."""
         numbers = self.streams["cycles"].values
         decisions = self.streams["detections"].values
-        n_rules = len(self.config.rules)
+        n_rules = len(self.config.rows)
         at = {"emg": 0, "force": 0, "feedback": 0}
         # a recording that was torn lacks the samples or the decisions of its last cycles: those cannot be compared
         for row, decided in zip(numbers, decisions, strict=False):

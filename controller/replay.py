@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import artefact, audit, recording, settings
+from controller import artefact, audit, describe, kernels, recording, settings
+from controller.detector import SpasmDetector
 from controller.guard import event_from_dict
 from controller.limits import Device, prescription_from
 from controller.loop import Loop
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 BLOCK_S = 0.002  # a file is cut into blocks of this length
 HOLD_MS = 2.0  # from each pulse of a recording on nothing is heard: best beside a template, of an artefact of 1.25 ms (notes, section 5)
-MERGE_S = 1.0  # spasms less than this apart are one (raters split and merge most at this scale: Thomas 2014, detection notes 3)
 START_S = 1000.0  # stamps of a file begin here: 0 means "nothing yet" in the loop
 DEFAULT_FLOOR = 5.0  # µV: activity below this is no spasm in any surface EMG
 NO_FORCE = np.zeros((0, 0))
@@ -53,6 +53,7 @@ class Result:
     pulses: int = 0
     identical: bool | None = True  # None: there was nothing to compare
     first_difference: dict[str, Any] | None = None
+    spasms: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of each rule, s from the first sample
     notes: list[str] = field(default_factory=list)
 
     def differs(self, **where: Any) -> None:
@@ -68,10 +69,22 @@ def replay_session(folder: Path) -> Result:
     replay_loop(session, result)
     _replay_guard(session, result)
     _check_frame(session, result)
+    result.spasms = spasms_of(session)
     if not result.cycles and session.config.automatic:
         result.notes.append("the recording holds no cycle of the loop: nothing was compared")
         result.identical = result.identical and None
     return result
+
+
+def spasms_of(session: recording.Session) -> dict[str, list[dict[str, Any]]]:
+    """What each rule of a session saw, described; s from the recording's first sample."""
+    starts_s = [
+        session.streams[name].stamps_s[0] for name in ("EMG", "force") if name in session.streams and len(session.streams[name].stamps_s)
+    ]
+    found: dict[str, list[dict[str, Any]]] = {rule.name: [] for rule in session.config.rules}
+    for name, spasm in describe.of_session(session):
+        found[name].append(spasm.facts(float(min(starts_s))))
+    return found
 
 
 def replay_loop(session: recording.Session, result: Result) -> None:
@@ -255,8 +268,6 @@ class Activation:
     ----------
     offset_s : float
         Newest sample of the last chunk in which the rule was on.
-    peak : float
-        Of the envelope, in its unit.
     on : bool
         It still was when the chunks ended.
     """
@@ -264,12 +275,11 @@ class Activation:
     onset_s: float
     decided_s: float
     offset_s: float
-    peak: float = 0.0
     on: bool = True
 
 
 def activations(loop: Loop, chunks: Iterable[Chunk]) -> list[list[Activation]]:
-    """All that each rule decides, in the order of the rules; nothing is joined."""
+    """All that each rule and each join decides, in the order of the detections; nothing is merged."""
     found: list[list[Activation]] = [[] for _ in loop.detector.rules]
     for chunk in chunks:
         detections = loop.step(chunk).detections
@@ -281,27 +291,30 @@ def activations(loop: Loop, chunks: Iterable[Chunk]) -> list[list[Activation]]:
                 mine[-1].on = seen.active
                 if seen.active:
                     mine[-1].offset_s = now_s
-                    mine[-1].peak = max(mine[-1].peak, seen.envelope)
     return found
 
 
-def joined(found: list[Activation]) -> list[dict[str, float]]:
-    """Spasms of a file: onset, decision, offset in s from its start, those less than `MERGE_S` apart joined."""
-    spasms: list[dict[str, float]] = []
-    for one in found:
-        onset_s, offset_s = one.onset_s - START_S, one.offset_s - START_S
-        if spasms and onset_s - spasms[-1]["offset_s"] < MERGE_S:
-            last = spasms[-1]
-            last |= {"offset_s": offset_s, "peak_uv": max(last["peak_uv"], one.peak), "parts": last["parts"] + 1}
-        else:
-            decided_s = one.decided_s - START_S
-            spasms.append({"onset_s": onset_s, "decided_s": decided_s, "offset_s": offset_s, "peak_uv": one.peak, "parts": 1})
-    return spasms
+def detect(rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | None = None) -> list[dict[str, Any]]:
+    """Spasms of a recording by the first rule, in s from its start; see `describe.Spasm`.
 
-
-def detect(rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | None = None) -> list[dict[str, float]]:
-    """Spasms of a recording by the first rule; see `joined`."""
-    return joined(activations(Loop(config), chunks(rec, pulses_s))[0])
+    The loop decides, and holds what it hears after each request; nothing is stimulated in a file, so a detector that is never held says how
+    strong the muscle was.
+    """
+    loop, heard, spasms = Loop(config), SpasmDetector(config), describe.Spasms(config)
+    newest_s, rows, found = [], [], []
+    for chunk in chunks(rec, pulses_s):
+        loop.step(chunk)
+        heard.update(chunk, 0.0)
+        row = heard.state.seen.copy()
+        row[:, : kernels.STATISTIC] = loop.detector.state.seen[:, : kernels.STATISTIC]  # active, onset, decided
+        newest_s.append((chunk.emg_t_s[-1], 0.0))
+        rows.append(row)
+        if len(rows) == describe.ROWS:
+            found += spasms.take(np.array(newest_s), np.array(rows))
+            newest_s, rows = [], []
+    if rows:
+        found += spasms.take(np.array(newest_s), np.array(rows))
+    return [spasm.facts(START_S) for name, spasm in found + spasms.finish() if name == config.rules[0].name]
 
 
 def pulses_in(rec: Recording, where: str, options: dict[str, Any]) -> NDArray[np.float64]:
@@ -380,6 +393,9 @@ def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             print("  identical decisions" if result.identical else f"  FIRST DIFFERENCE: {json.dumps(result.first_difference)}")
         for note in result.notes:
             print("  " + note)
+        for rule, spasms in result.spasms.items():
+            for i, spasm in enumerate(spasms, 1):
+                print(f"  {rule} {i:3d}  {describe.words(spasm)}")
     return asdict(result)
 
 
@@ -402,7 +418,8 @@ def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     spasms = detect(rec, config, pulses_s)
     rule = config.emg_rules[0].model_dump(mode="json")
     seconds = len(rec.emg) / rec.sample_rate_hz
-    notes = [*rec.notes, *doubts(rec, spasms, args.floor is not None, rule["floor_uv"])]
+    active_s = sum(spasm["offset_s"] - spasm["onset_s"] for spasm in spasms)
+    notes = [*rec.notes, *doubts(rec, active_s, args.floor is not None, rule["floor_uv"])]
     if not args.json:
         print(f"{path}: {len(rec.channels)} channels ({rec.unit}), {rec.sample_rate_hz:g} Hz, {seconds:.1f} s")
         if args.pulses:
@@ -410,27 +427,23 @@ def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
         for note in notes:
             print("  note: " + note)
         print("  settings: " + ", ".join(f"{key} {value}" for key, value in rule.items() if key not in ("name", "train")))
-        for i, s in enumerate(spasms, 1):
-            parts = f"  ({s['parts']:.0f} parts)" if s["parts"] > 1 else ""
-            print(
-                f"  {i:3d}  onset {s['onset_s']:9.3f} s  decided {s['decided_s']:9.3f} s  offset {s['offset_s']:9.3f} s"
-                f"  peak {s['peak_uv']:8.1f}{parts}"
-            )
+        for i, spasm in enumerate(spasms, 1):
+            print(f"  {i:3d}  {describe.words(spasm)}")
         print(f"  {len(spasms)} detections")
-    return {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "pulses": len(pulses_s), "detections": spasms}
+    facts = {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "unit": rec.unit, "pulses": len(pulses_s)}
+    return facts | {"detections": spasms}
 
 
-def doubts(rec: Recording, spasms: list[dict[str, float]], floor_given: bool, floor: float) -> list[str]:
-    """What makes the result of a file doubtful; said beside it."""
+def doubts(rec: Recording, active_s: float, floor_given: bool, floor: float) -> list[str]:
+    """What makes the result of a file doubtful; said beside it. `active_s` is how long there was a spasm, in all."""
     notes = []
     if rec.unit == "raw" and not floor_given:
         notes.append(f"the unit is not known, so the floor of {floor:g} is in raw counts: give --unit or --floor")
     rms = float(np.sqrt(np.mean((rec.emg - rec.emg.mean(0)) ** 2)))
-    if not spasms and rms < floor:
+    if not active_s and rms < floor:
         notes.append(f"the whole recording has {rms:.3g} rms, less than the floor of {floor:g}: wrong --unit or --floor?")
     if rms > 2e4 and rec.unit != "raw":
         notes.append(f"{rms:.3g} uV rms is no surface EMG: wrong --unit?")
-    active_s = sum(s["offset_s"] - s["onset_s"] for s in spasms)
     if active_s > 0.8 * rec.duration_s:
         notes.append(
             f"active for {100 * active_s / rec.duration_s:.0f} % of the time: --floor too low, or stimulation in the signal (--pulses)?"

@@ -393,7 +393,10 @@ def _of_file(path: Path, args: argparse.Namespace) -> Decided:
 
     rec, config, _ = replay.load_file(path, args)
     (found,) = replay.activations(Loop(config), replay.chunks(rec))
-    notes = [*rec.notes, *replay.doubts(rec, replay.joined(found), args.floor is not None, config.emg_rules[0].floor_uv)]
+    notes = [
+        *rec.notes,
+        *replay.doubts(rec, sum(a.offset_s - a.onset_s for a in found), args.floor is not None, config.emg_rules[0].floor_uv),
+    ]
     detections_s = [(a.decided_s - replay.START_S, math.inf if a.on else a.offset_s - replay.START_S) for a in found]
     rules = [rule.model_dump(mode="json") for rule in config.rules]
     return Decided({config.rules[0].name: detections_s}, [(0.0, rec.duration_s)], rules, notes)
@@ -408,7 +411,7 @@ def _of_session(folder: Path) -> Decided:
     cycles = list(session.cycles())
     if not cycles:
         raise FileFormatError(f"{folder}: holds no cycle of the loop: there is nothing to score")
-    names = [rule.name for rule in session.config.rules]
+    names = [row.name for row in session.config.rows]
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in sorted({number for number, _ in cycles}):
         chunks = [cycle.chunk for loop_number, cycle in cycles if loop_number == number]
@@ -424,7 +427,7 @@ def _of_session(folder: Path) -> Decided:
     return Decided(
         {name: [(decided - start_s, end - start_s) for decided, end in mine] for name, mine in found.items()},
         [(begin - start_s, end - start_s) for begin, end in spans_s],
-        [rule.model_dump(mode="json") for rule in session.config.rules],
+        [row.model_dump(mode="json") for row in session.config.rows],
         notes,
     )
 

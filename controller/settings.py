@@ -146,6 +146,11 @@ Channels = Annotated[
     AfterValidator(_different),
     Field(strict=False, min_length=1, max_length=64, title="a list of 1 to 64 different names of channels"),
 ]
+RuleNames = Annotated[
+    tuple[Text, ...],
+    AfterValidator(_different),
+    Field(strict=False, min_length=2, max_length=64, title="a list of 2 to 64 different names of rules"),
+]
 Ratios = Annotated[
     tuple[Annotated[float, Field(ge=0.0, le=40.0)], ...],
     AfterValidator(_different),
@@ -244,6 +249,17 @@ class ForceRule(Table):
     threshold: float = Field(ge=0.01, le=5000.0, description="above the running baseline, in the unit of [force]")
     rate_per_s: float = Field(ge=0.01, le=100000.0, description="and rising at least this fast, in the unit of [force] per second")
     baseline_time_s: float = Field(ge=0.5, le=600.0, description="memory of the running baseline")
+
+
+class Join(Table):
+    """One of `[[joins]]`: rules that ask together, for one train, which all of them name. A rule that is in none asks by itself."""
+
+    name: Text = Field(description="what the screen and the audit call these rules together")
+    rules: RuleNames = Field(description="names of rules; they ask through this join alone")
+    how: Literal["any", "all", "emg_then_force"] = Field(
+        default="any", description="how many of the rules must be active, or first the EMG rule and then the force rule"
+    )
+    within_ms: int = Field(default=200, ge=10, le=1000, description="emg_then_force: so soon after the EMG rule decided force must cross")
 
 
 class Train(Table):
@@ -347,6 +363,7 @@ class Settings(Table):
     force: ForceStream | None = Field(default=None, description="the force stream")
     emg_rules: tuple[EmgRule, ...] = Field(default=(), strict=False, description="rules that hear a spasm in EMG")
     force_rules: tuple[ForceRule, ...] = Field(default=(), strict=False, description="rules that hear a spasm in force")
+    joins: tuple[Join, ...] = Field(default=(), strict=False, description="rules that ask together")
     trains: Mapping[TrainName, Train] = Field(description="the trains of pulses, each in a table [trains.NAME]")
     prescription: Prescription = Field(description="what the clinician signs")
     stimulator: Stimulator = Field(description="the stimulator and its port")
@@ -356,6 +373,11 @@ class Settings(Table):
     def rules(self) -> tuple[EmgRule | ForceRule, ...]:
         """All rules, EMG first: the order of detections everywhere."""
         return (*self.emg_rules, *self.force_rules)
+
+    @property
+    def rows(self) -> tuple[EmgRule | ForceRule | Join, ...]:
+        """What is seen and recorded, one row each: all rules, then all joins."""
+        return (*self.rules, *self.joins)
 
     @property
     def automatic(self) -> bool:
@@ -499,12 +521,13 @@ TABLES: dict[str, type[Table]] = {
     "force": ForceStream,
     "emg_rules": EmgRule,
     "force_rules": ForceRule,
+    "joins": Join,
     "trains": Train,
     "prescription": Prescription,
     "stimulator": Stimulator,
     "realtime": Realtime,
 }
-_MANY = ("trains", "emg_rules", "force_rules")  # the tables of which there can be several
+_MANY = ("trains", "emg_rules", "force_rules", "joins")  # the tables of which there can be several
 _UNITS = {
     "_per_s": "per s",
     "_ma": "mA",
@@ -547,7 +570,7 @@ def _field_problems(error: ValidationError) -> list[_Problem]:
                 allowed = "" if len(place) <= depth else f"; {_allowed(key, known[key], with_kind=True)}"
                 problems.append(_Problem(place, f" is missing: {known[key].description}{allowed}"))
         elif len(place) <= depth:
-            several = len(place) == 1 and place[0] in ("emg_rules", "force_rules")
+            several = len(place) == 1 and place[0] in _MANY[1:]
             problems.append(_Problem(place, f" = {_short(value)} must be {f'a list of tables, [[{place[0]}]]' if several else 'a table'}"))
         else:
             in_kind = kind in ("greater_than_equal", "less_than_equal") and len(place) == depth + 1
@@ -628,6 +651,7 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
         names[rule.name] += 1
         if names[rule.name] == 2:
             yield _Problem((*place, "name"), f" = {_short(rule.name)} is the name of another rule; each rule must have a name of its own")
+    yield from _join_problems(raw)
 
     for name, train in trains.items():
         yield from _train_problems(name, train, prescription)
@@ -680,6 +704,47 @@ def _rule_problems(raw: dict[str, Any], table: str, stream: Stream | None, train
             if rule.high_pass_hz >= highest_hz:
                 words = f"must be below {highest_hz:g} Hz, {MAX_HIGH_PASS_OF_SAMPLE_RATE:g} of [emg] sample_rate_hz"
                 yield _Problem((*place, "high_pass_hz"), f" = {rule.high_pass_hz} {words}")
+
+
+def _join_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
+    kinds = {one["name"]: table for table, one in _named(raw, ("emg_rules", "force_rules"))}
+    trains = {one["name"]: _short(one.get("train")) for _, one in _named(raw, ("emg_rules", "force_rules"))}
+    names, joined = Counter(list(kinds)), Counter[str]()
+    raw_joins = raw.get("joins")
+    for number, one in enumerate(raw_joins if isinstance(raw_joins, list) else []):
+        if not (join := _sound(Join, one)):
+            continue
+        place = ("joins", number)
+        names[join.name] += 1
+        if names[join.name] > 1:
+            yield _Problem(
+                (*place, "name"), f" = {_short(join.name)} is the name of a rule or of another join; it must have a name of its own"
+            )
+        for rule in join.rules:
+            joined[rule] += 1
+            if rule not in kinds:
+                yield _unknown((*place, "rules"), rule, "the names of [[emg_rules]] and [[force_rules]]", kinds)
+            elif joined[rule] == 2:
+                yield _Problem((*place, "rules"), f": {_short(rule)} is in another join too; a rule must be in at most one")
+        known = [rule for rule in join.rules if rule in kinds]
+        if len({trains[rule] for rule in known}) > 1:
+            words = ", ".join(f"{_short(rule)} names {trains[rule]}" for rule in known)
+            yield _Problem((*place, "rules"), f": rules that ask together must name one train; {words}")
+        tables = [kinds[rule] for rule in known]
+        if join.how == "emg_then_force" and len(known) == len(join.rules) and tables != ["emg_rules", "force_rules"]:
+            words = ", ".join(f"{_short(rule)} is one of [[{kinds[rule]}]]" for rule in known)
+            yield _Problem(
+                (*place, "rules"), f": emg_then_force must have two rules, first one of [[emg_rules]], then one of [[force_rules]]; {words}"
+            )
+
+
+def _named(raw: dict[str, Any], tables: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tables that have a name, sound or not."""
+    for table in tables:
+        rules = raw.get(table)
+        for one in rules if isinstance(rules, list) else []:
+            if isinstance(one, dict) and isinstance(one.get("name"), str):
+                yield table, one
 
 
 def _unknown(place: tuple[str | int, ...], name: str, where: str, names: Iterable[str]) -> _Problem:
@@ -888,19 +953,33 @@ def sentences(settings: Settings, path: str | Path) -> str:
     if not (settings.emg or settings.force):
         lines.append("  nothing")
     lines += ["", "Rules"]
+    joined = {name: join.name for join in settings.joins for name in join.rules}
+
+    def answer(rule: EmgRule | ForceRule) -> str:
+        return f'it counts in "{joined[rule.name]}"' if rule.name in joined else f'the answer is "{rule.train}"'
+
     for rule in settings.emg_rules:
         lines += [
             f"  {rule.name}: when {' + '.join(rule.channels)}, above {rule.high_pass_hz:g} Hz, look like a spasm to a rule",
             f"    ({rule.method}) that gives at most {rule.false_alarms_per_h:g} false alarms in an hour of quiet",
-            f'    and exceed {rule.floor_uv:g} uV, the answer is "{rule.train}"; the spasm is over when the envelope',
+            f"    and exceed {rule.floor_uv:g} uV, {answer(rule)}; the spasm is over when the envelope",
             f"    falls below {rule.off_ratio:g} x the noise (memory {rule.noise_time_s:g} s)",
         ]
     for law in settings.force_rules:
         unit = settings.force.unit if settings.force else ""
         lines += [
             f"  {law.name}: when {law.channel} is {law.threshold:g} {unit} above its baseline (memory {law.baseline_time_s:g} s)",
-            f'    and rises by {law.rate_per_s:g} {unit}/s or faster, the answer is "{law.train}"',
+            f"    and rises by {law.rate_per_s:g} {unit}/s or faster, {answer(law)}",
         ]
+    trains = {rule.name: rule.train for rule in settings.rules}
+    for join in settings.joins:
+        all_of = ", ".join(join.rules)
+        when = {
+            "any": f"when any of these is active: {all_of}",
+            "all": f"when all of these are active: {all_of}",
+            "emg_then_force": f"when {join.rules[0]} is active and {join.rules[1]} follows within {join.within_ms} ms",
+        }[join.how]
+        lines.append(f'  {join.name}: {when}, the answer is "{trains[join.rules[0]]}"')
     if not settings.automatic:
         lines.append("  none: the button alone stimulates, automatic mode is impossible")
     lines += ["", "Trains"]

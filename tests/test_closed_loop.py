@@ -70,6 +70,10 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
     assert len(r["events"]) == r["spasms"]["detected"] == r["all_but_signal_ms"]["n"]
     for event in r["events"]:
         assert sum(event["stages_ms"].values()) == pytest.approx(event["total_ms"], abs=0.1)
+    # onsets from the body's truth and the rule's back-dated ones, both from the first sample of either
+    assert [spasm["parts"] >= 1 and 0.0 < spasm["seen"] <= 1.0 for spasm in r["described"]["soleus EMG"]] == [True] * r["spasms"]["n"]
+    gaps_s = [b["onset_s"] - a["onset_s"] for a, b in pairwise(r["described"]["soleus EMG"])]
+    assert gaps_s == pytest.approx([b["onset_s"] - a["onset_s"] for a, b in pairwise(r["events"])], abs=0.03)
 
 
 def test_the_demo_on_a_slow_stimulator(tmp_path):

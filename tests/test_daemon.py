@@ -16,7 +16,10 @@ from controller import __main__ as cli
 from controller import audit, daemon, messages, recording, settings
 from controller.daemon import Daemon
 from controller.journal import Journal, JournalError
+from controller.loop import Loop
 from controller.ring import RingReader, RingWriter, create
+from tests.test_joins import blocks, signals
+from tests.test_recording import Wire
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -459,3 +462,33 @@ def test_an_audit_that_cannot_be_verified_here_is_no_verdict(session, tmp_path, 
     (copy / recording.AUDIT).write_bytes(b"nonsense")
     assert cli.main(["audit", "verify", str(copy)]) == 2
     assert "cannot be read as an audit" in capsys.readouterr().out
+
+
+def test_status_and_the_sessions_end_tell_what_the_rules_saw_and_who_asked(bed):
+    loop, wire, cycles = Loop(bed.config), Wire(), []
+    for chunk in blocks(*signals(9.0, [(3.0, 3.2), (6.0, 8.0)], [])):
+        loop.step(chunk)
+        cycles.append(wire.carry(loop, chunk))
+    for at in range(0, len(cycles), 5):  # as they come out of the ring
+        bed.see_cycles(cycles[at : at + 5])
+        if at % 125 == 0:
+            bed.see_spasms()
+    bed.see_spasms()
+    assert bed.heard == []
+    spasms = bed.status["spasms"]["soleus EMG"]
+    assert (spasms["n"], spasms["burst"], spasms["last"]["kind"]) == (1, 1, "burst")  # the second may still go on
+    bed.end()
+    bed.guard = None
+    assert (spasms["n"], spasms["tonic"]) == (2, 1)
+    assert spasms["last"]["onset_s"] == pytest.approx(106.0, abs=0.02)
+    assert bed.status["requests_by"] == {"soleus EMG": bed.status["requests"], "plantarflexion torque": 0}
+    assert bed.status["requests"] >= 2
+    assert cli.spasm_words(bed.status["spasms"]) == "spasms: soleus EMG: 1 tonic, 1 burst"
+    assert cli.asked_words(bed.status["requests_by"]) == f"requests: soleus EMG {bed.status['requests']}"
+    notes = recording.load(bed.folder).notes()
+    told = [note for note in notes if note["what"] == "spasm"]
+    assert [note["kind"] for note in told] == ["burst", "tonic"]
+    assert told[1].items() >= spasms["last"].items()
+    assert notes[-1]["what"] == recording.END and notes[-1]["spasms"] == bed.status["spasms"]
+    (end,) = audit.details(bed.folder / recording.AUDIT, recording.END)
+    assert end["spasms"] == bed.status["spasms"]

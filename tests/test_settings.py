@@ -23,6 +23,14 @@ from tests.bed import DEVICE
 
 CONFIG = Path(__file__).parent.parent / "config"
 DEMO = (CONFIG / "demo.toml").read_text(encoding="utf-8")
+JOINS = """
+[[joins]]
+name = "both"
+rules = ["soleus EMG", "plantarflexion torque"]
+how = "emg_then_force"
+within_ms = 200
+"""
+WHOLE = DEMO + JOINS  # every table that there is
 
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
@@ -41,6 +49,7 @@ BOUNDS = [
     ("force_rules", "threshold", 0.01, 5000.0, 0.001),
     ("force_rules", "rate_per_s", 0.01, 100000.0, 0.001),
     ("force_rules", "baseline_time_s", 0.5, 600.0, 0.1),
+    ("joins", "within_ms", 10, 1000, 1),
     ("trains", "channel", 1, 8, 1),
     ("trains", "current_ma", 0.5, 60.0, 0.5),
     ("trains", "phase_width_us", 20, 1000, 1),
@@ -97,6 +106,7 @@ def demo(changes=None):
     """Return the demo's raw tables, changed: {(table, key): value}; of several tables the first."""
     raw = copy.deepcopy(tomllib.loads(DEMO))
     for (table, key), value in (changes or {}).items():
+        raw = tomllib.loads(JOINS) | raw if table == "joins" else raw
         one = raw[table]
         one = one["peroneal"] if table == "trains" else one[0] if isinstance(one, list) else one
         one[key] = value
@@ -397,6 +407,44 @@ def test_mistakes_in_two_rules_are_told_apart():
     assert f"line {len((DEMO + second).splitlines())}: " in str(caught.value)
 
 
+@pytest.mark.safety("F9")
+def test_joins_that_contradict_each_other():
+    second = JOINS.replace('"both"', '"again"').replace("emg_then_force", "all")
+    with pytest.raises(SettingsError) as caught:
+        parse(WHOLE + second)
+    assert [line.partition(": [[")[2] for line in caught.value.problems] == [
+        f"joins]] 2 rules: {rule} is in another join too; a rule must be in at most one"
+        for rule in ('"soleus EMG"', '"plantarflexion torque"')
+    ]
+    with pytest.raises(SettingsError, match=r"\[\[joins\]\] 1 rules: emg_then_force must have two rules"):
+        parse(WHOLE.replace('rules = ["soleus EMG", ', 'rules = ["soleus EMG", "another", ') + SECOND_FORCE)
+    [line] = problems(
+        demo({("joins", "name"): "x", ("force_rules", "train"): "y"})
+        | {"trains": {x: demo()["trains"]["peroneal"] for x in ("peroneal", "y")}}
+    )
+    assert 'must name one train; "soleus EMG" names "peroneal", "plantarflexion torque" names "y"' in line
+
+
+SECOND_FORCE = """
+[[force_rules]]
+name = "another"
+channel = "ankle"
+train = "peroneal"
+threshold = 3.0
+rate_per_s = 15.0
+baseline_time_s = 5.0
+"""
+
+
+def test_what_asks_is_said_in_words():
+    words = module.sentences(parse(WHOLE), "x")
+    assert words.count('it counts in "both"') == 2
+    assert 'both: when soleus EMG is active and plantarflexion torque follows within 200 ms, the answer is "peroneal"' in words
+    assert 'when all of these are active: soleus EMG, plantarflexion torque, the answer is "peroneal"' in module.sentences(
+        parse(WHOLE.replace("emg_then_force", "all")), "x"
+    )
+
+
 @pytest.mark.safety("A1", "A4", "A5", "A12", "F9")
 @pytest.mark.parametrize(
     ("changes", "words"),
@@ -420,6 +468,15 @@ def test_mistakes_in_two_rules_are_told_apart():
         ({("prescription", "max_charge_mc_in_session"): 0.2499}, "gives 0.25 mC, above 0.2499, [prescription] max_charge_mc_in_session"),
         ({("prescription", "max_on_time_min_in_24_h"): 29.0}, "max_on_time_min_in_session = 30.0 must be at most max_on_time_min_in_24_h"),
         ({("prescription", "max_pulses_in_24_h"): 179_999}, "max_pulses_in_session = 180000 must be at most max_pulses_in_24_h, 179999"),
+        ({("joins", "rules"): ["soleus emg", "plantarflexion torque"]}, 'did you mean "soleus EMG"? it must be one of'),
+        ({("joins", "rules"): ["soleus EMG"]}, "must be a list of 2 to 64 different names of rules"),
+        ({("joins", "rules"): ["soleus EMG", "soleus EMG"]}, "must be a list of 2 to 64 different names of rules"),
+        (
+            {("joins", "rules"): ["plantarflexion torque", "soleus EMG"]},
+            "emg_then_force must have two rules, first one of [[emg_rules]], then",
+        ),
+        ({("joins", "how"): "both"}, 'must be "any" or "all" or "emg_then_force"'),
+        ({("joins", "name"): "soleus EMG"}, "[[joins]] 1 name"),
         (
             {("prescription", "max_charge_mc_in_24_h"): 3599.9},
             "= 3600.0 must be at most max_charge_mc_in_24_h, 3599.9: a session",
@@ -740,8 +797,8 @@ def refused(text, tmp_path):
 
 
 def with_line(number, line):
-    """The demo's file with another line in that place; None takes it out."""
-    lines = DEMO.splitlines()
+    """The demo's file, and a join, with another line in that place; None takes it out."""
+    lines = WHOLE.splitlines()
     lines[number - 1 : number] = [] if line is None else [line]
     return "\n".join(lines)
 
@@ -761,7 +818,7 @@ MAY_BE_0 = {("emg", "hold_ms"), ("emg_rules", "floor_uv"), ("emg_rules", "mains_
 @pytest.mark.safety("A12", "F9")
 @pytest.mark.parametrize("wrong", NO_NUMBERS.values(), ids=NO_NUMBERS)
 def test_what_is_no_sound_number_is_refused_wherever_a_number_belongs(wrong, tmp_path):
-    where = lines_of(DEMO)
+    where = lines_of(WHOLE)
     for table, key, least, most, _ in BOUNDS:
         if wrong in ("1e-400", "-1e-400") and (table, key) in MAY_BE_0:
             continue
@@ -777,7 +834,7 @@ def test_what_is_no_sound_number_is_refused_wherever_a_number_belongs(wrong, tmp
 @pytest.mark.safety("A12", "F9")
 @pytest.mark.parametrize("wrong", ["true", "1", "2.5", "nan", "1979-05-27", "[]", "{}"])
 def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
-    where = lines_of(DEMO)
+    where = lines_of(WHOLE)
     texts = [
         (table, key)
         for table, model in module.TABLES.items()
@@ -805,8 +862,9 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default |= {("emg", "hold_ms")} | {
         ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
     }
+    by_default |= {("joins", key) for key in ("how", "within_ms")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
-    for (table, key), number in lines_of(DEMO).items():
+    for (table, key), number in lines_of(WHOLE).items():
         text = with_line(number, None)
         if (table, key) in by_default:
             parse(text)
@@ -820,11 +878,11 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
 @pytest.mark.parametrize("word", ["yes", "on", "zzz", "'what ever'"])
 def test_a_key_that_nobody_knows_is_refused_in_every_table(word, tmp_path):
     tables = {}
-    for (table, _), number in lines_of(DEMO).items():
+    for (table, _), number in lines_of(WHOLE).items():
         tables[table] = number
     assert set(tables) == set(module.TABLES)
     for number in tables.values():
-        lines = DEMO.splitlines()
+        lines = WHOLE.splitlines()
         lines.insert(number, f"{word} = 1")
         [line] = refused("\n".join(lines), tmp_path)
         assert f"{word.strip(chr(39))} = 1 is not a known key; known keys: " in line
@@ -857,16 +915,16 @@ def test_a_key_that_nobody_knows_is_refused_in_every_table(word, tmp_path):
     ],
 )
 def test_a_figure_in_the_wrong_unit(table, key, line, words, tmp_path):
-    number = lines_of(DEMO)[table, key]
+    number = lines_of(WHOLE)[table, key]
     assert any(words in one for one in refused(with_line(number, line), tmp_path))
     assert any(one.startswith(f", line {number}: [") for one in refused(with_line(number, line), tmp_path))
 
 
 @pytest.mark.safety("F9")
 def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(tmp_path):
-    lines = DEMO.splitlines()
-    for number in lines_of(DEMO).values():
-        [line] = refused("\n".join([*lines[:number], *lines[number - 1 :]]), tmp_path)
+    lines = WHOLE.splitlines()
+    for number in lines_of(WHOLE).values():
+        [line] = refused("\n".join([*lines[:number], *lines[number - 1 :], ""]), tmp_path)
         assert line.startswith(f", line {number + 1}, column ")
         assert "a key or a table stands twice: give it once" in line
     [line] = refused(DEMO + "\n[prescription]\n", tmp_path)
@@ -875,7 +933,7 @@ def test_a_key_that_stands_twice_is_refused_even_with_the_same_value(tmp_path):
 
 @pytest.mark.safety("A1", "A14", "F9")
 def test_a_figure_beyond_its_ceiling_is_refused_and_not_clipped(tmp_path):
-    where = lines_of(DEMO)
+    where = lines_of(WHOLE)
     for table, key, _, most, _ in BOUNDS:
         value = most + 1 if isinstance(most, int) else math.nextafter(most, math.inf)
         [line] = [one for one in refused(with_line(where[table, key], f"{key} = {value!r}"), tmp_path) if f" {key} = {value}" in one]
@@ -893,7 +951,7 @@ def test_an_empty_file_says_what_belongs_in_it(text, tmp_path):
 
 @pytest.mark.safety("F9", "A12")
 def test_ten_mistakes_are_ten_lines_in_the_order_of_the_file(tmp_path):
-    where = lines_of(DEMO)
+    where = lines_of(WHOLE)
     wrong = {
         ("emg", "sample_rate_hz"): "true",
         ("emg_rules", "false_alarms_per_h"): "nan",
