@@ -110,6 +110,12 @@ def usual_power(power: Floats, rate_hz: float, span_s: float) -> Floats:
     return np.convolve(power, np.full(n, 1.0 / n), "same")
 
 
+def strength(power: Floats, rate_hz: float) -> float:
+    """Root mean square of an activity, of its power: the usual one (median) while it is within 6 dB of its most."""
+    smooth = usual_power(power, rate_hz, 0.1)
+    return float(np.sqrt(np.median(smooth[smooth > 0.25 * smooth.max()])))
+
+
 def spans_s(mask: NDArray[np.bool_], step_s: float) -> list[float]:
     """Where runs of True begin, in s."""
     return [float(i) * step_s for i in np.flatnonzero(np.diff(np.concatenate([[False], mask]).astype(int)) == 1)]

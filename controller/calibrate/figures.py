@@ -113,11 +113,7 @@ def _derive_emg(out: Derived, rule: EmgRule, signals: Signals, parts: dict[str, 
     rate_hz = emg.sample_rate_hz
     muscle = Muscle.of(rule, emg.channels, rate_hz, signals, parts)
     rest_uv = float(np.sqrt(np.mean(muscle.rest_uv**2)))
-    strong = {
-        part: float(np.sqrt(usual_power(muscle.power(part), rate_hz, checks.STRONG_S if part == "contraction" else 0.2).max()))
-        for part in parts
-        if part != "quiet"
-    }
+    strong = {part: checks.strength(muscle.power(part), rate_hz) for part in parts if part != "quiet"}
     out.strengths[rule.name] = {
         "rest_uv": dict(zip(rule.channels, muscle.rest_uv.tolist(), strict=True)),
         "rest_pooled_uv": rest_uv,
@@ -224,7 +220,12 @@ def _derive_rise(
     The least ratio for which one can be found, since a weaker spasm does not reach a higher one. The detector must agree, with room on
     both sides.
     """
-    if "spasm" not in parts or not within(heard.triggers[number], signals, parts["contraction"]):
+    if "spasm" not in parts:
+        return
+    if rule.rise_ms and not within(heard.triggers[number], signals, parts["spasm"]):
+        out.set(rule, f"with rise_ms = {rule.rise_ms:g} this spasm was not answered", rise_ms=0.0)
+        heard = listen(out.config, signals, parts)
+    if not within(heard.triggers[number], signals, parts["contraction"]):
         return
     fast = {part: heard.fast[signals.of(parts[part], heard.t_s), number] for part in ("contraction", "spasm")}
 
@@ -252,13 +253,17 @@ def _derive_rise(
 
 
 def _rise_s(fast: Floats, ratio: float) -> float:
-    """From where the fast envelope leaves rest to where it reaches a ratio, as the gate counts it; infinite where it never does."""
+    """From where the fast envelope leaves rest to where it reaches a ratio, as the gate counts it; infinite where it never does.
+
+    Short dips below the lower mark are noise: only one as long as the gate ends a rise.
+    """
     high = np.flatnonzero(fast >= ratio**2)
     if not high.size:
         return inf
-    low = np.flatnonzero(fast[: high[0] + 1] < RISE_LOW)
-    # noise crosses the lower mark too: a rise begins where the envelope was below it for the last time
-    begin = int(low[-1]) + 1 if low.size else 0
+    low = fast[: high[0] + 1] < RISE_LOW
+    n = round(USUAL_RISE_MS / 1000.0 / FINE_S)
+    long = np.flatnonzero(np.convolve(low, np.ones(n), "valid") >= n)
+    begin = int(long[-1]) + n if long.size else 0
     return max(1, int(high[0]) - begin + 1) * FINE_S
 
 
