@@ -297,15 +297,18 @@ def activity(name: str, part: str, power: Floats, rest: Floats, rate_hz: float) 
 def begins(power: Floats, rest: Floats, rate_hz: float) -> int:
     """Sample at which an activity begins, seen from behind, which the detector cannot; -1 where there is none.
 
-    Where power first stays above all that rest has shown, and from there back to where a change to twice rest's power is most likely
-    (the maximum-likelihood change of a Gaussian's variance). `power` and `rest` are of the rule, in rest's.
+    Where power first stays above all that rest has shown, and from there back to where a change of a Gaussian's variance is most likely, to
+    a power half-way (in dB) to what follows. `power` and `rest` are of the rule, in rest's. On bursts that were put in by hand it is off by
+    some 10 ms, at most 20, where they rise abruptly (60 of them tried); a slow rise is seen 10 to 90 ms late.
     """
+    smooth = usual_power(power, rate_hz, 0.02)
     level = max(2.5, 1.2 * float(usual_power(rest, rate_hz, 0.02)[round(0.02 * rate_hz) :].max()))
-    above = usual_power(power, rate_hz, 0.02) > level
+    above = smooth > level
     lasts = usual_power(above.astype(float), rate_hz, 0.1) >= 0.6
     both = np.flatnonzero(above & np.roll(lasts, -round(0.05 * rate_hz)))
     if not both.size:
         return -1
     at = int(both[0])
-    evidence = np.cumsum(power[: at + 1] / 4.0 - np.log(2.0) / 2.0)
+    after = max(2.0, float(np.sqrt(smooth[at : at + round(0.02 * rate_hz)].max())))
+    evidence = np.cumsum(power[: at + 1] * (1.0 - 1.0 / after) / 2.0 - np.log(after) / 2.0)
     return min(at, int(np.argmin(evidence)) + 1) if evidence[-1] > evidence.min() else at
