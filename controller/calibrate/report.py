@@ -102,7 +102,7 @@ def happened(row: dict[str, Any], rule: EmgRule | ForceRule, config: Settings) -
         deaf = f", of which it could not decide in {row['deaf_s']:.1f} s (it learns what rest is)" if row["deaf_s"] > 0.05 else ""
         on = "; IT WAS ON ALREADY WHEN THE PART BEGAN" if row["on_before"] else ""
         return f"rest: {_times(len(triggers))} in {row['seconds']:.1f} s{deaf}{f', at {at}' if triggers else ''}{on}"
-    began = "" if row["began_s"] is None else f" (it began at {row['began_s']:.2f} s)"
+    began = "" if row["began_s"] is None else f" (it began at about {row['began_s']:.2f} s)"
     if row["on_before"]:
         return f"{part}: it was on already when the {part} began{began}, so nothing can be said: leave more rest before it"
     if row["latency_ms"] is not None:
