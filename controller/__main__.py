@@ -145,6 +145,25 @@ def parser() -> argparse.ArgumentParser:
     )
     add_file_options(score)
 
+    text = (
+        "figures of the rules from rest, a contraction and a spasm: of a recording, or, without FILE, live at the bed; stimulates nothing"
+    )
+    calibrate = add("calibrate", run_calibrate, text)
+    calibrate.add_argument(
+        "file", nargs="?", metavar="FILE", help="recording or session folder (default: the streams of the settings, live)"
+    )
+    calibrate.add_argument("--config", required=True, metavar="BED.toml", help="the bed's settings")
+    calibrate.add_argument("--quiet", type=part_s, metavar="A-B", help="of the file: the person is at rest, s from its beginning")
+    calibrate.add_argument("--contraction", type=part_s, metavar="A-B", help="a comfortable contraction on purpose, with rest before it")
+    calibrate.add_argument("--spasm", type=part_s, metavar="A-B", help="a provoked spasm, with rest before it, if there is one")
+    calibrate.add_argument("--rule", action="append", metavar="NAME", help="this rule alone, and not all (may be said again)")
+    calibrate.add_argument("--freeze", action="store_true", help="keep rest as it is now (noise_uv) instead of learning it as it goes")
+    calibrate.add_argument("--write", type=Path, metavar="OUT.toml", help="write the bed's file with these figures replaced, comments kept")
+    calibrate.add_argument("--overwrite", action="store_true", help="even where OUT.toml exists")
+    calibrate.add_argument("--yes", action="store_true", help="live: go from step to step by itself, ask nobody")
+    calibrate.add_argument("--provoke", action="store_true", help="live, with --yes: with the step in which a spasm is provoked")
+    add_reading_options(calibrate)
+
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
@@ -190,12 +209,17 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def add_file_options(sub: argparse.ArgumentParser) -> None:
-    """How a recording is read and heard; a session says both of itself."""
+def add_reading_options(sub: argparse.ArgumentParser) -> None:
+    """How a recording is read."""
     sub.add_argument("--variable", help="name of the EMG in the file (dots go into structures)")
     sub.add_argument("--rate", type=float, dest="rate_hz", help="sample rate in Hz, where the file does not say")
     sub.add_argument("--channels", help="names of the channels, separated by commas")
     sub.add_argument("--unit", choices=("uV", "mV", "V", "raw"), help="unit of the samples, where the file does not say")
+
+
+def add_file_options(sub: argparse.ArgumentParser) -> None:
+    """How a recording is read and heard; a session says both of itself."""
+    add_reading_options(sub)
     sub.add_argument(
         "--floor", type=float, default=None, help="smaller activity than this is no spasm, in the file's unit after conversion"
     )
@@ -214,6 +238,14 @@ def seconds(text: str) -> float:
     if not 0.0 <= value_s < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a time in s, 0 or more")
     return value_s
+
+
+def part_s(text: str) -> tuple[float, float]:
+    """A part of a recording, as 15-20, in s."""
+    begin, dash, end = text.partition("-")
+    if dash and (begin_s := seconds(begin)) < (end_s := seconds(end)):
+        return begin_s, end_s
+    raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a part such as 15-20: two times in s, the second later")
 
 
 def bed_name(text: str) -> str:
@@ -544,6 +576,13 @@ def run_score(args: argparse.Namespace) -> int:
     from controller import score
 
     return score.command(args)
+
+
+def run_calibrate(args: argparse.Namespace) -> int:
+    """Figures of the rules from a signal."""
+    from controller import calibrate
+
+    return calibrate.command(args)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -213,7 +213,7 @@ class ForceStream(Stream):
 class EmgRule(Table):
     """One of `[[emg_rules]]`: the channels of one muscle, pooled, and the train that answers its spasm.
 
-    The bounds keep out figures that can only be slips; what is right for a person is found by `calmloop tune`.
+    The bounds keep out figures that can only be slips; what is right for a person is found by `calmloop calibrate`.
     """
 
     name: Text = Field(description="what the screen and the audit call this rule")
