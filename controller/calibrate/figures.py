@@ -17,7 +17,6 @@ from controller.calibrate import checks
 from controller.calibrate.checks import mains, usual_power
 from controller.calibrate.heard import COARSE_S, FINE_S, listen, onsets, within
 from controller.calibrate.signals import Muscle
-from controller.detector import RISE_LOW
 from controller.replay import DEFAULT_FLOOR
 from controller.settings import EmgRule, ForceRule
 
@@ -35,6 +34,7 @@ RISE_RATIOS = (2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 10.0)  # least: the settings' 
 RISE_OF_SPASM = 0.6  # of a spasm's strength: what the gate asks for, at most (detection notes, section 4)
 USUAL_RISE_MS = 40.0  # what bench.detection measures the gate with (detection notes, section 4)
 RISE_ROOM = 1.25  # the gate is slower than the spasm by this, and faster than the contraction
+RISE_LOW = 2.0  # in power: 3 dB above rest is where a rise begins (detection notes, section 4)
 RATE_APART = 1.5  # of force: by so much must the spasm rise faster
 WINDOW_S = 0.25  # half of the time that one sample of intent counts for
 UNTOUCHED = {"threshold": 5000.0, "rate_per_s": 1e5}  # a force rule that sees all and decides nothing
