@@ -38,6 +38,7 @@ SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detec
 # False alarms per sample are about this times exp(-threshold): measured, with the noise learnt as it goes (bench.detection)
 ALARM_RATE = 0.008
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
+LOUD_S = 0.005  # so much of a muscle is loud
 SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
 LOUDEST_TIME_S = 0.005  # how long a loud sample sets the measure
 JOLT_S, JOLT_RUN_S = 0.02, 0.008  # for so long after a jolt, so much must be loud
@@ -260,7 +261,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     e["mains_step"] = _step(MAINS_TIME_S, sample_rate_hz) if rule.mains_hz else 0.0
     e["rise_s"], e["rise_high"] = rule.rise_ms / 1000, rule.rise_ratio**2
     e["loudest_keep"] = 1.0 - _step(LOUDEST_TIME_S, sample_rate_hz)
-    e["sure"] = k.LOUD_NATS * SURE_S * sample_rate_hz
+    e["long"], e["short"] = (k.LOUD_NATS * t_s * sample_rate_hz for t_s in (LOUD_S, SURE_S))
     if rule.noise_uv:
         e["frozen"] = 1
         s.noise_var[i, : len(rule.noise_uv)] = np.maximum(np.square(rule.noise_uv), rule.floor_uv**2)

@@ -75,10 +75,10 @@ EMG_RULE = np.dtype(
         *((name, np.float64) for name in ("mains_step", "fast_step", "rise_s", "rise_high", "intent_uv")),
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "busy_samples", "quality", "bad")),
-        *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "motion", "beats", "mains_at", "veto")),
+        *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "sure_run", "motion", "beats", "mains_at", "veto")),
         *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
-        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "peak", "level", "loudest", "loudest_keep")),
+        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "long", "short", "peak", "level", "loudest", "loudest_keep")),
         *_LOOK,
     ],
     align=True,
@@ -469,11 +469,13 @@ def _swings(rule, swing):
 @njit(cache=True, nogil=True, forceinline=True)
 def _veto(rule, now, hit, energy, loud, spasm_nats, begun_s):
     """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's, is loud above `loud`."""
+    rule.loud = min(max(rule.loud + (LOUD_NATS if energy > loud else SOFT_NATS), 0.0), LOUD_CAP * rule.long)
+    rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.long else 0
     # a spike rings lower and lower, a muscle does not
     rule.loudest = max(energy, rule.loudest * rule.loudest_keep)
-    is_loud = energy > max(loud, rule.loudest * LOUD_SHARE)
-    rule.loud = min(max(rule.loud + (LOUD_NATS if is_loud else SOFT_NATS), 0.0), LOUD_CAP * rule.sure)
-    rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.sure else 0
+    lasts = energy > max(loud, rule.loudest * LOUD_SHARE)
+    rule.sure = min(max(rule.sure + (LOUD_NATS if lasts else SOFT_NATS), 0.0), LOUD_CAP * rule.short)
+    rule.sure_run = rule.sure_run + 1 if rule.sure >= rule.short else 0
     rule.fast += rule.fast_step * (energy - rule.fast)
     if begun_s == now:  # the least of the designs has no evidence: at rest
         rule.rise = RISE_UNKNOWN
@@ -498,7 +500,7 @@ def _veto(rule, now, hit, energy, loud, spasm_nats, begun_s):
         return VETO_MAINS
     if spasm_nats <= 0.0 if hit < LOUDER else rule.fast < MUCH_POWER:
         return VETO_LOUDER
-    if rule.loud_run < (rule.jolt_run if rule.jolt > 0 or hit == MUCH_LOUDER else rule.sure_samples):
+    if rule.sure_run < (rule.jolt_run if rule.jolt > 0 or hit == MUCH_LOUDER else rule.sure_samples):
         return VETO_BRIEF
     if rule.rise_s > 0.0 and rule.rise != RISE_ABRUPT:
         return VETO_SLOW
@@ -512,8 +514,8 @@ def _hold(s, i, now):
     if rule.active or rule.bad > 0:
         s.cusum[i, :] = 0.0
         s.cusum_start_s[i, :] = now
-        rule.loud = rule.loudest = 0.0
-        rule.loud_run = 0
+        rule.loud = rule.sure = rule.loudest = 0.0
+        rule.loud_run = rule.sure_run = 0
         rule.envelope = 0.0
         classical.forget(s, i)
     rule.below = 0
