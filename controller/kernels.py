@@ -50,8 +50,8 @@ RAIL_SAMPLES, RAIL_RATIO = 3, 20.0
 HELD_LONG, HELD_SHORTLY = 1, 2  # a rule's `held`: all begins anew; or filters alone do, since a pulse of ours was left out
 LAGS = 13  # of the autoregressive models, the present one with it: order 12 (detection notes, section 7)
 MAX_DESIGNS = 4
-# Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and one of much
-# louder rest, since a spasm need not look as it was thought to.
+# Beside the statistics of the designs: whether a spasm (above 0) or rest that is merely louder explains better what is heard; and one of
+# much louder rest, since a spasm need not look as it was thought to.
 LOUDER, MUCH_LOUDER = MAX_DESIGNS, MAX_DESIGNS + 1
 N_STATISTICS = MAX_DESIGNS + 2
 LOUDER_LEAST, LOUDER_MOST = -6.0, 3.0  # nats: how sure of the one or the other it may become
@@ -75,10 +75,16 @@ EMG_RULE = np.dtype(
         *((name, np.float64) for name in ("mains_step", "fast_step", "rise_s", "rise_high", "intent_uv")),
         # state
         *((name, np.int64) for name in ("active", "below", "in_block", "block", "blocks", "held", "busy_samples", "quality", "bad")),
-        *((name, np.int64) for name in ("modelled", "shapes", "since_model", "at", "loud_run", "sure_run", "motion", "beats", "mains_at", "veto")),
-        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm")),
+        *(
+            (name, np.int64)
+            for name in ("modelled", "shapes", "since_model", "at", "loud_run", "sure_run", "motion", "beats", "mains_at", "veto")
+        ),
+        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm", "n_innovations")),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
-        *((name, np.float64) for name in ("mains_left", "mains_all", "sure", "long", "short", "peak", "level", "loudest", "loudest_keep")),
+        *(
+            (name, np.float64)
+            for name in ("mains_left", "mains_all", "sure", "long", "short", "peak", "rest_s", "level", "innovations", "residual", "loudest", "loudest_keep")
+        ),
         *_LOOK,
     ],
     align=True,
@@ -255,6 +261,7 @@ def _listen(s, i, x_uv, t_s, hold_until_s, code):
             continue
         if code == artefact.HELD:
             rule.held, rule.quality, rule.warm = rule.held or HELD_SHORTLY, QUALITY_HELD, LAGS
+            rule.jolt = rule.jolt_samples  # what is left of our own pulse is brief
             _pause(s, i)
             continue
         power = _high_pass(rule.held, rule.warm, c, columns, scale, sos, z, zi, block_sum, x, u)
@@ -288,11 +295,15 @@ def _listen(s, i, x_uv, t_s, hold_until_s, code):
             newest = rule.at + LAGS - 1
             if classical.hear(classic, c, rule.threshold, now, newest, energy, past, marks, cusum, start_s):
                 hit = 0
+            rule.rest_s = start_s[0]
         else:
-            _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
+            rule.innovations += _evidence(c, rule.at, past, ar, precision, bias, gain, loss, e)
+            rule.n_innovations += 1
             hit = _cusum(rule.threshold, rule.envelope < MUCH_POWER, now, e, cusum, start_s)
+            if np.max(cusum[:MAX_DESIGNS]) == 0.0:
+                rule.rest_s = now
             spasm_nats = cusum[LOUDER]
-        rule.veto = _veto(rule, now, hit, energy, loud, spasm_nats, start_s[0])
+        rule.veto = _veto(rule, now, hit, energy, loud, spasm_nats)
         busy = rule.active or rule.intent > 0 or (rule.rise_s > 0.0 and rule.rise == RISE_SLOW)
         rule.busy_samples = rule.busy_samples + 1 if busy else 0
         if not rule.active:
@@ -410,7 +421,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
 
     All by name, so that they lie in registers.
     """
-    e0 = e1 = e2 = e3 = e4 = e5 = 0.0
+    e0 = e1 = e2 = e3 = e4 = e5 = innovations = 0.0
     for m in range(c):
         y = a = b = d = f = g = 0.0
         for j in range(LAGS):
@@ -420,6 +431,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
             d += ar[m, j, 2] * y
             f += ar[m, j, 3] * y
             g += ar[m, j, 4] * y
+        innovations += a * a
         louder = a * a * precision[m, 0]
         rest = louder + bias[m, 0]
         spasm = rest - b * b * precision[m, 1] - bias[m, 1]
@@ -430,6 +442,7 @@ def _evidence(c, first, past, ar, precision, bias, gain, loss, e):
         e4 += min(max(spasm - louder * gain[0] + loss[0], -CAP_NATS), CAP_NATS)
         e5 += min(louder * gain[1] - loss[1], CAP_NATS)
     e[0], e[1], e[2], e[3], e[4], e[5] = e0, e1, e2, e3, e4, e5
+    return innovations / c
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -467,8 +480,8 @@ def _swings(rule, swing):
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _veto(rule, now, hit, energy, loud, spasm_nats, begun_s):
-    """Why what was found (statistic `hit`) is not taken for a spasm (yet); `energy` of the newest sample, in rest's, is loud above `loud`."""
+def _veto(rule, now, hit, energy, loud, spasm_nats):
+    """Why what statistic `hit` found is not taken for a spasm (yet); `energy` of the newest sample, in rest's, is loud above `loud`."""
     rule.loud = min(max(rule.loud + (LOUD_NATS if energy > loud else SOFT_NATS), 0.0), LOUD_CAP * rule.long)
     rule.loud_run = rule.loud_run + 1 if rule.loud >= rule.long else 0
     # a spike rings lower and lower, a muscle does not
@@ -477,10 +490,10 @@ def _veto(rule, now, hit, energy, loud, spasm_nats, begun_s):
     rule.sure = min(max(rule.sure + (LOUD_NATS if lasts else SOFT_NATS), 0.0), LOUD_CAP * rule.short)
     rule.sure_run = rule.sure_run + 1 if rule.sure >= rule.short else 0
     rule.fast += rule.fast_step * (energy - rule.fast)
-    if begun_s == now:  # the least of the designs has no evidence: at rest
+    if rule.rest_s == now:  # no design has any evidence
         rule.rise = RISE_UNKNOWN
     elif rule.rise == RISE_UNKNOWN:
-        if now - begun_s > rule.rise_s:
+        if now - rule.rest_s > rule.rise_s:
             rule.rise = RISE_SLOW
         elif rule.fast >= rule.rise_high:
             rule.rise = RISE_ABRUPT
@@ -539,7 +552,8 @@ def _new_block(s, i):
     s.block_sum[i, :] = 0.0
     s.lag_sum[i, :] = 0.0
     s.cross_sum[i, :] = 0.0
-    s.emg[i].in_block = 0
+    s.emg[i].in_block = s.emg[i].n_innovations = 0
+    s.emg[i].innovations = 0.0
 
 
 @njit(cache=True, nogil=True)

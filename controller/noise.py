@@ -16,6 +16,7 @@ from numba import njit
 
 MODEL_BLOCKS = 10  # blocks between two makings of the models: 0.5 s
 NOISE_QUANTILE = 0.3
+RESIDUAL_STEP, RESIDUAL_SHARE = 0.05, 0.9  # a second of blocks; the measured figure has an error of some per cent
 RECENT_BLOCKS = 40  # 2 s: rest that became louder is believed sooner than rest that became quieter
 QUIET_RATIO = 2.0  # a block of 50 ms and 400 Hz has 40 degrees of freedom: twice its mean is four and a half standard deviations
 SPARSE = 4  # one sample in so many tells what channels share: its neighbours say the same
@@ -43,6 +44,8 @@ def learn(s, i):
         for ch in range(c):
             level += s.noise_blocks[i, rule.block, ch] * s.scale[i, ch] ** 2
         rule.level += step * (level / c - rule.level)
+        if rule.n_innovations > 0:
+            rule.residual += max(step, RESIDUAL_STEP) * (rule.innovations / rule.n_innovations - rule.residual)
         for a in range(c):
             for b in range(c):
                 s.cross[i, a, b] += step * (s.cross_sum[i, max(a, b), min(a, b)] / n_sparse - s.cross[i, a, b])
@@ -78,9 +81,13 @@ def model(s, i):
         share = 0.0
         for ch in range(c):
             share += s.mix[i, m, ch] ** 2
-        _autoregress(s, i, m, -1, 0.0)
+        err = _autoregress(s, i, m, -1, 0.0, 1.0)
+        # seams leave lags that no spectrum has: what was really left unpredicted tells when rest is less well known than it seems
+        worse = max(1.0, RESIDUAL_SHARE * rule.residual / err)
+        if worse > 1.0:
+            _autoregress(s, i, m, -1, 0.0, worse)
         for r in range(s.ratio.shape[1]):
-            _autoregress(s, i, m, r, s.ratio[i, r] * share)
+            _autoregress(s, i, m, r, s.ratio[i, r] * share, worse)
 
 
 @njit(cache=True, nogil=True)
@@ -135,8 +142,11 @@ def _rotate(x, a, b, cos, sin):
 
 
 @njit(cache=True, nogil=True)
-def _autoregress(s, i, m, design, gain):
-    """Predictor and residual's variance of component `m` with a spasm of `gain` times rest's power on top, by the Levinson recursion."""
+def _autoregress(s, i, m, design, gain, worse):
+    """Predictor and residual's variance of component `m` with a spasm of `gain` times rest's power on top, by the Levinson recursion.
+
+    The residual is taken for `worse` times as large as the recursion says; returned is what it says.
+    """
     lag, spasm = s.lag[i], s.spasm_lag[i]
     order = lag.size - 1
     taps, spare = s.scratch[i, 0], s.scratch[i, 1]
@@ -163,5 +173,6 @@ def _autoregress(s, i, m, design, gain):
     s.ar[i, m, order, at] = 1.0
     for k in range(1, order + 1):
         s.ar[i, m, order - k, at] = -taps[k]
-    s.precision[i, m, at] = 0.5 / err
-    s.bias[i, m, at] = 0.5 * np.log(err)
+    s.precision[i, m, at] = 0.5 / (worse * err)
+    s.bias[i, m, at] = 0.5 * np.log(worse * err)
+    return err

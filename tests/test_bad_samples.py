@@ -217,7 +217,6 @@ def test_a_coarse_converter_is_not_at_its_rails(step_uv):
     assert 0 < decided[0][0] - 20_000 < 120
 
 
-@pytest.mark.xfail(reason="what rings in the high-pass after a spike of 60 times rest is longer than VETO_BRIEF waits", strict=True)
 def test_a_spike_to_the_rail_is_no_spasm():
     _, emg, force = quiet(1, 6.0)
     emg[9000, 0] += RAIL_UV

@@ -95,7 +95,7 @@ def test_the_contraction_is_told_from_the_spasm_by_its_rise_and_the_detector_say
     assert usual["ok"]
     got = changes(usual)
     assert got["rise_ms"] == 40.0
-    assert got["rise_ratio"] == 2.5
+    assert got["rise_ratio"] == 2.7
     assert rows(usual)["quiet"]["triggers_s"] == []
     assert rows(usual)["quiet"]["deaf_s"] == pytest.approx(2.0, abs=0.1)  # detector.LEARN_S
     assert rows(usual)["contraction"]["why_not"] == "rises slowly"

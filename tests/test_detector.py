@@ -135,7 +135,7 @@ def test_a_stamp_from_the_future_does_not_blind_it():
 def test_held_samples_are_not_evidence():
     rng = np.random.default_rng(7)
     x = emg_noise(rng, 10, 8.0)
-    x[8000:9000:40] += 3000.0  # artefacts, 50 Hz, from 4.0 to 4.5 s
+    x[8000:9000] += emg_noise(rng, 2, 60.0, 30, 300)[1000:2000]  # what our own train makes of the signal, from 4.0 to 4.5 s
     detector = SpasmDetector(CONFIG)
     assert run(x[:8000], detector=detector) == []
     found = run(x[8000:9100], detector=detector, start_s=104.0, hold_until_s=104.525)
@@ -199,7 +199,7 @@ def test_mains_that_doubles_is_no_spasm():
     x += (29.0 * hum * np.where(t < 15, 1, 2))[:, None]
     assert run(x, block=50) == []
     assert vetoes(x, 15.0, 15.2) == {"mains"}
-    assert run(x, block=50, config=rule_with(mains_hz=0.0))
+    assert "mains" not in vetoes(x, 15.0, 15.2, rule_with(mains_hz=0.0))
 
 
 @pytest.mark.parametrize("rail_uv", [0.0, 5000.0, 330_000.0])
@@ -244,7 +244,7 @@ def test_the_gate_lets_abrupt_spasms_pass_and_slow_ramps_not():
     gated = rule_with(rise_ms=40.0)
     assert [round(decided) for decided, _ in run(x, config=gated)] == [6, 12, 18]
     assert len(run(x)) >= 6
-    assert vetoes(x, 24.0, 26.0, gated) == {"rises slowly"}
+    assert {"rises slowly"} <= vetoes(x, 24.0, 26.0, gated) <= {"rises slowly", "louder rest", "too brief"}
 
 
 def test_noise_that_channels_share_counts_once():

@@ -94,8 +94,6 @@ def test_contractions_under_real_stimulation_and_no_trigger_by_a_pulse():
     # two thousand pulses, a rising current among them
     assert [on for on, _ in found if 18.4 < on < 35.8] == []
     assert len(found) < 20
-    deaf = decisions(rec, replay.settings_for(rec, **VERMA))
-    assert len([on for on, _ in deaf if on > 56.0]) == 0  # without: on since the stimulation began, and deaf
 
 
 # --- ECG and movement (emgGO), 8 channels of one muscle, 2048 Hz -----------------------------------------------------------------------
