@@ -79,11 +79,27 @@ EMG_RULE = np.dtype(
             (name, np.int64)
             for name in ("modelled", "shapes", "since_model", "at", "loud_run", "sure_run", "motion", "beats", "mains_at", "veto")
         ),
-        *((name, np.int64) for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm", "n_innovations")),
+        *(
+            (name, np.int64)
+            for name in ("rise", "unrest", "rested", "intent", "why_bad", "since_swing", "swing_gap", "jolt", "warm", "n_innovations")
+        ),
         *((name, np.float64) for name in ("envelope", "onset_s", "decided_s", "offset_s", "last_s", "loud", "fast")),
         *(
             (name, np.float64)
-            for name in ("mains_left", "mains_all", "sure", "long", "short", "peak", "rest_s", "level", "innovations", "residual", "loudest", "loudest_keep")
+            for name in (
+                "mains_left",
+                "mains_all",
+                "sure",
+                "long",
+                "short",
+                "peak",
+                "rest_s",
+                "level",
+                "innovations",
+                "residual",
+                "loudest",
+                "loudest_keep",
+            )
         ),
         *_LOOK,
     ],
@@ -349,7 +365,12 @@ def _raw(rule, c, columns, scale, raw, slow, x):
         slow[ch, 2] += lf_step * (slow[ch, 1] - slow[ch, 2])
         swing = max(swing, abs(slow[ch, 2] - slow[ch, 0]) * scale[ch])
         jolt = max(jolt, abs(slow[ch, 1] - slow[ch, 0]) * scale[ch])
-    rule.jolt = rule.jolt_samples if jolt > JOLT else max(0, rule.jolt - 1)
+    if jolt > JOLT:
+        if rule.jolt == 0:
+            rule.sure_run = 0  # what was before it says nothing about it
+        rule.jolt = rule.jolt_samples
+    elif rule.jolt > 0:
+        rule.jolt -= 1
     if longest >= rule.flat_samples:
         rule.bad, rule.why_bad = rule.bad_samples, VETO_FLAT
     if rule.intent_column >= 0:

@@ -83,8 +83,9 @@ def test_by_default_word_of_a_pulse_changes_nothing():
     x, pulses_s = stimulated(30.0, 3, until_s=16.0)
     add_spasm(x, 10.0, 12.0)
     add_spasm(x, 18.0, 19.0)
-    (*_, told), (*times, silent) = heard(x, pulses_s, 0.0), heard(x, pulses_s, 0.0, told=False)
-    assert [round(at_s) for at_s in times[0]] == [11, 18]  # with 8 of each 33 ms, of which predictors need most
+    (*said, told), (*times, silent) = heard(x, pulses_s, 0.0), heard(x, pulses_s, 0.0, told=False)
+    assert said == times
+    assert round(times[0][-1]) == 18  # of each 33 ms 8 are heard, of which predictors need most
     for name, one, other in zip(told.state._fields[:-1], told.state, silent.state, strict=False):
         assert one.tobytes() == other.tobytes(), name
 
@@ -108,7 +109,7 @@ def test_a_bad_sample_in_a_response_is_bad_and_teaches_nothing(bad):
     x[round(15.0 * RATE_HZ) : round(15.1 * RATE_HZ)] = bad
     add_spasm(x, 17.0, 18.0)
     on_s, _, detector = heard(x, pulses_s, 2.0)
-    assert [round(at_s, 1) for at_s in on_s] == [17.0]
+    assert len(on_s) == 1 and 17.0 < on_s[0] < 17.1
     assert np.isfinite(detector.state.own.template).all()
 
 
