@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.linalg import cholesky, solve_triangular, toeplitz
 from scipy.signal import butter, sosfilt, sosfreqz
 
 if TYPE_CHECKING:
@@ -387,3 +388,31 @@ def kl_rate(recipe: Recipe) -> float:
 def bound_ms(recipe: Recipe, false_alarms_per_hour: float) -> float:
     """Least mean delay at this rate of false alarms, from below: ln(ARL) / KL (Lorden 1971); ARL in samples between false alarms."""
     return float(1000.0 * np.log(3600.0 * RATE_HZ / false_alarms_per_hour) / kl_rate(recipe))
+
+
+def informed_ms(recipe: Recipe, false_alarms_per_hour: float, n_rises: int = 15) -> Floats:
+    """When one who knows the spectra and how this spasm rises, but not when, has evidence enough on average: (n_rises,), ms from the onset.
+
+    The bound's ln(ARL) against what the samples since the onset tell, the divergence of two Gaussian vectors: the rise is in it, unlike in
+    `bound_ms`. Rises are those of `RISE_S`, evenly, so median and percentiles compare with a cell's. Of one channel, and tonic spasms.
+    """
+    assert recipe.snr_db is not None and recipe.n_channels == 1 and not recipe.white
+    nats, snr = np.log(3600.0 * RATE_HZ / false_alarms_per_hour), 10.0 ** (recipe.snr_db / 10.0)
+    past, n = 60, 400  # samples of rest before, which predict; and in all
+    angles = (np.arange(8192) + 0.5) * np.pi / 8192
+    waves = np.cos(np.outer(np.arange(n), angles))
+    rest, muscle_cov = (toeplitz(waves @ spectrum(band(band_hz)) / 8192) for band_hz in (NOISE_BAND_HZ, SPASM_BAND_HZ))
+    rest += 1e-3 * np.eye(n)  # no amplifier is silent beyond its band
+    root = cholesky(rest, lower=True)
+    t_s = (np.arange(n) - past + 1) / RATE_HZ
+    out = []
+    for rise_s in np.linspace(*(SLOW_RISE_S if recipe.slow else RISE_S), n_rises):
+        gain = _flank(t_s / rise_s)
+        both = rest + snr * muscle_cov * np.outer(gain, gain)
+        whitened = solve_triangular(root, solve_triangular(root, both, lower=True).T, lower=True)
+        # leading blocks of the factors are those of the first samples, so that sums say it for each number of samples
+        ratio = np.log(np.diag(cholesky(both, lower=True)) / np.diag(root))
+        known = np.cumsum(0.5 * (np.diag(whitened) - 1.0) - ratio)
+        enough = np.flatnonzero(known >= nats)
+        out.append(1000.0 * (enough[0] - past + 1) / RATE_HZ if enough.size else np.nan)
+    return np.array(out)

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.linalg import toeplitz
+from scipy.signal import sosfreqz
 
 from bench import detection, detection_picture, signals
 from bench.signals import NOISE_UV, RATE_HZ, REST_S, Recipe, Signal
@@ -278,3 +280,27 @@ def test_the_picture_has_a_point_for_each_setting_and_peer():
     ]
     svg = detection_picture.draw({"environment": {"utc": "2026-01-01"}, "rows": rows})
     assert svg.count("<circle") == 4 and svg.count('class="hollow"') == 1 and "theirs" in svg
+
+
+def test_who_knows_the_rise_has_enough_when_the_divergence_says_so():
+    recipe, nats = Recipe(10.0), np.log(3600.0 * RATE_HZ)
+    found_ms = signals.informed_ms(recipe, 1.0, 2)
+    assert found_ms[0] < found_ms[1]  # a slower rise tells later
+    assert np.all(found_ms < signals.informed_ms(Recipe(3.0), 1.0, 2))
+    angles = np.linspace(0.0, np.pi, 20_001)
+    lags = [
+        np.array([np.trapezoid(np.abs(sosfreqz(signals.band(b), angles)[1]) ** 2 * np.cos(k * angles), angles) / np.pi for k in range(160)])
+        for b in (signals.NOISE_BAND_HZ, signals.SPASM_BAND_HZ)
+    ]
+    rest, muscle = toeplitz(lags[0]) + 1e-3 * np.eye(160), toeplitz(lags[1])
+    gain = np.zeros(160)
+    gain[60:] = 0.5 - 0.5 * np.cos(np.pi * np.minimum(np.arange(1, 101) / (0.015 * RATE_HZ), 1.0))
+    both = rest + 10.0 * muscle * np.outer(gain, gain)
+
+    def told(n):
+        n += 60
+        a, b = rest[:n, :n], both[:n, :n]
+        return 0.5 * (np.trace(np.linalg.solve(a, b)) - n + np.linalg.slogdet(a)[1] - np.linalg.slogdet(b)[1])
+
+    n = round(found_ms[0] * RATE_HZ / 1000.0)
+    assert told(n - 1) < nats <= told(n)
