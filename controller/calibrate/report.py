@@ -20,6 +20,7 @@ WHY_NOT = {
     "ecg": "it comes at the pace of a heart",
     "mains": "it repeats with the mains",
     "too brief": "it is too short: a spike, not a muscle",
+    "louder rest": "it is like the rest, only louder",
     "rises slowly": "it rises more slowly than a spasm may (rise_ms, rise_ratio)",
     "intended": "the intent channel was active: it is taken for a movement on purpose",
     "not at rest again": "the muscle was not at rest again after the activity before",
@@ -145,7 +146,7 @@ def _expectations(rule: EmgRule | ForceRule, facts: dict[str, Any]) -> list[str]
                 f"{who}: half of such spasms are decided within {e['median_ms']:.0f} ms, 95 of 100 within {e['p95_ms']:.0f} ms;"
                 f" {found} were found within a quarter of a second"
             )
-        gate = ", with rise_ms = 40 and rise_ratio = 2.5" if e["gated"] else ""
+        gate = ", with rise_ms = 40 and rise_ratio = 2.7" if e["gated"] else ""
         out.append(f"that is no promise: {e['source']}{gate}; not people")
     if isinstance(rule, EmgRule):
         now = next(one for one in facts["proposed"].emg_rules if one.name == rule.name)
