@@ -71,7 +71,9 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
     for event in r["events"]:
         assert sum(event["stages_ms"].values()) == pytest.approx(event["total_ms"], abs=0.1)
     # onsets from the body's truth and the rule's back-dated ones, both from the first sample of either
-    assert [spasm["parts"] >= 1 and 0.0 < spasm["seen"] <= 1.0 for spasm in r["described"]["soleus EMG"]] == [True] * r["spasms"]["n"]
+    described = r["described"]["soleus EMG"]  # what the muscle did before it was armed is among it
+    assert len(described) >= r["spasms"]["n"]
+    assert all(spasm["parts"] >= 1 and 0.0 < spasm["seen"] <= 1.0 for spasm in described)
     gaps_s = [b["onset_s"] - a["onset_s"] for a, b in pairwise(r["described"]["soleus EMG"])]
     assert gaps_s == pytest.approx([b["onset_s"] - a["onset_s"] for a, b in pairwise(r["events"])], abs=0.03)
 
