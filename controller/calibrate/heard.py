@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 FINE_S, COARSE_S = 0.002, 0.05  # how often is looked at what the rules see: within the parts, and between; it changes nothing they see
 AFTER_S = 1.0  # listened on after the last part
 SOURCE = (
-    "measured by bench.detection on 480 simulated spasms of each strength that rise within 50 ms, one channel of 2 kHz"
-    " (28 November 2026)"
+    "measured by bench.detection on 480 simulated spasms of each strength that rise within 50 ms, one channel of 2 kHz (28 November 2026)"
 )
 #: dB above rest, share found within 250 ms, median and 95th percentile of the decision in ms: without a rise gate, and with one of 40 ms
 MEASURED = (
