@@ -211,11 +211,11 @@ def test_expected_latency_is_interpolated_and_never_promised_beyond_what_was_mea
         strengths = {"soleus EMG": {"rest_pooled_uv": 5.0, "spasm_uv": 5.0 * np.sqrt(1.0 + 10.0 ** (own_db / 10.0))}}
         return heard.expectations(config, config.rules, strengths)["soleus EMG"]
 
-    assert at(10.0)["median_ms"] == pytest.approx(31.0)
-    assert at(8.0)["median_ms"] == pytest.approx((31.0 + 43.5) / 2)
-    assert at(40.0)["median_ms"] == pytest.approx(19.5)
+    assert at(10.0)["median_ms"] == pytest.approx(26.5)
+    assert at(8.0)["median_ms"] == pytest.approx((26.5 + 36.5) / 2)
+    assert at(40.0)["median_ms"] == pytest.approx(16.0)
     assert at(-3.0)["below_table"]
-    assert at(6.0, 40.0)["found"] == pytest.approx(0.675)
+    assert at(6.0, 40.0)["found"] == pytest.approx(0.519)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------------------------
