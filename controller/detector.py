@@ -39,7 +39,7 @@ SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detec
 ALARM_RATE = 0.008
 FLAT_S = 0.02  # unchanged for so long: a lead is off, or an amplifier at its end; a coarse converter repeats itself for less
 LOUD_S = 0.005  # so much of a muscle is loud
-SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud, and for so long; a spike's ringing is over, a motion known by then
+SURE_S, SURE_RUN_S = 0.002, 0.002  # so much of a spasm is loud beside its loudest, and for so long; a spike rings lower and lower
 LOUDEST_TIME_S = 0.005  # how long a loud sample sets the measure
 JOLT_S, JOLT_RUN_S = 0.02, 0.008  # for so long after a jolt, so much must be loud
 MUCH_LOUDER_DB = 17.0  # a spasm of any spectrum shows it: some 6 dB and more
@@ -240,7 +240,7 @@ def _set_emg_rule(s: k.DetectorState, i: int, rule: EmgRule, channels: tuple[str
     louder = 1.0 + 10.0 ** (np.array([rule.design_snr_db[0], MUCH_LOUDER_DB]) / 10.0)
     s.gain[i], s.loss[i] = 1.0 - 1.0 / louder, 0.5 * np.log(louder)
     e = s.emg[i]
-    e["n_channels"], e["n_blocks"], e["n_designs"] = len(rule.channels), _noise_blocks(rule), len(rule.design_snr_db)
+    e["n_channels"], e["n_blocks"] = len(rule.channels), _noise_blocks(rule)
     e["block_samples"] = max(1, round(BLOCK_S * sample_rate_hz))
     e["min_blocks"] = min(round(LEARN_S / BLOCK_S), _noise_blocks(rule))
     e["off_samples"], e["adopt_samples"], e["bad_samples"] = (round(t_s * sample_rate_hz) for t_s in (OFF_S, ADOPT_S, BAD_S))

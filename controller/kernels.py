@@ -68,7 +68,7 @@ _LOOK = [("look_samples", np.int64), ("looked", np.int64), ("look_sum", np.float
 EMG_RULE = np.dtype(
     [
         # settings
-        *((name, np.int64) for name in ("n_channels", "n_blocks", "n_designs", "block_samples", "min_blocks", "frozen", "intent_column")),
+        *((name, np.int64) for name in ("n_channels", "n_blocks", "block_samples", "min_blocks", "frozen", "intent_column")),
         *((name, np.int64) for name in ("off_samples", "adopt_samples", "bad_samples", "flat_samples", "sure_samples", "motion_samples")),
         *((name, np.int64) for name in ("mains_samples", "intent_samples", "jolt_samples", "jolt_run")),
         *((name, np.float64) for name in ("threshold", "floor_var", "envelope_step", "off_power", "gap_s", "lf_step", "slow_step")),
