@@ -16,7 +16,7 @@ NOISE_UV = 5.0
 BURST_UV = 8000.0  # so that the first sample of a burst passes everybody's threshold
 BURST_MS = 5
 PERIOD_SAMPLES = 8  # of the burst: 250 Hz, in the middle of what everybody's band-pass lets through
-EVENTS_HZ, EVENTS_HZ_COARSE = 40.0, 30.0  # in larger chunks our loop rests for whole ones
+EVENTS_HZ = 30.0
 JITTER = 0.15  # of the interval, either way
 DROPPED = 20  # first events after each start
 
@@ -26,11 +26,6 @@ SMOOTH_S = 0.002
 THRESHOLD_UV = 200.0
 
 SOURCE_PRIORITY, PIPELINE_PRIORITY, GUARD_PRIORITY = 60, 70, 80
-
-
-def events_hz(chunk: int) -> float:
-    """How often events come."""
-    return EVENTS_HZ if chunk == 1 else EVENTS_HZ_COARSE
 
 
 def band_pass() -> np.ndarray:

@@ -1,6 +1,6 @@
 """`python -m bench.latency`: from a sample pushed at the source to the pulse at the port, ours beside others, in one run.
 
-An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and forty times a second a strong burst that begins
+An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and thirty times a second a strong burst that begins
 with a chunk. The clock starts just before that chunk is pushed and stops when a sink of real-time priority has read the answer from a
 named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO and locked memory where the
 system grants it; floors of the same minute stand beside them. See `bench.contenders` for who they are, `bench.fast_clinic` for how
@@ -90,7 +90,7 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
         with CONTENDERS[cell.contender](rig) as running, under(cell.load):
             sleep(SETTLE_S)
             before = running.stamps.count
-            played = source.play(cell.chunk, events + job.DROPPED, job.events_hz(cell.chunk), seed, flood)
+            played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
             sleep(SETTLE_S)  # for those who are behind
             answers_ns = running.stamps.since(before)
             matched = judge.match(played["t0_ns"], answers_ns, job.DROPPED)
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "job": {
             "channels": len(job.CHANNELS),
             "rate_hz": job.RATE_HZ,
-            "events_hz": {chunk: job.events_hz(chunk) for chunk in chunks},
+            "events_hz": job.EVENTS_HZ,
             "burst_uv": job.BURST_UV,
             "noise_uv": job.NOISE_UV,
             "dropped_per_start": job.DROPPED,

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 from numba import njit, types
 
+from bench import fast_clinic
 from controller import realtime
 
 SINK_PRIORITY, FLOOR_PRIORITY = 95, 70
 CAPACITY = 1 << 19  # stamps of one sink: far more than the longest run gives
 HEAD_COUNT, HEAD_BEATS, HEAD_READY, HEAD_WORDS = 0, 1, 2, 8  # int64 words before the stamps
 REQUEST_BYTES = 4096
-TRAIN_NS = 10_000_000  # a request's train is over after this long, as guard would tell the loop
+TRAIN_NS = round(1e9 / fast_clinic.PULSE_RATE_HZ)  # a request's train is over after this long, as guard would tell the loop
 _MONOTONIC, _ABSTIME = 1, 1
 _CODE_PULSE, _CODE_ENDED = (int(np.float64(code).view(np.int64)) for code in (1.0, 3.0))  # drivers.base.FEEDBACK_*, as words
 
