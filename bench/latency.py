@@ -2,9 +2,9 @@
 
 An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and thirty times a second a strong burst that begins
 with a chunk. The clock starts just before that chunk is pushed and stops when a sink of real-time priority has read the answer from a
-named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO and locked memory where the
-system grants it; floors of the same minute stand beside them. See `bench.contenders` for who they are, `bench.fast_clinic` for how
-thousands of events pass guard's dose checks, `bench.judge` for what counts.
+named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO, locked memory and processors that
+are kept awake, where the system grants it; floors of the same minute stand beside them. See `bench.contenders` for who they are,
+`bench.fast_clinic` for how thousands of events pass guard's dose checks, `bench.judge` for what counts.
 
 Results go to `bench/results/` (not kept by git): JSON with every raw sample, and a picture. `--json` prints the JSON on standard output
 too (the table then goes to standard error), `--json FILE` writes it there instead.
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import environment, fast_clinic, job, judge, picture, stages
 from bench.contenders import CONTENDERS, Rig, Skip, Source, floors
-from controller import recording
+from controller import realtime, recording
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -208,6 +208,14 @@ def stage_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) if together else ""
 
 
+def kept_awake() -> str:
+    """Keep the processors awake for everybody, since calmloop would do so while it is measured; what became of that."""
+    try:
+        return realtime.stay_awake()
+    except OSError as error:
+        return f"not kept awake: {error}"
+
+
 def arguments() -> argparse.ArgumentParser:
     """All options."""
     p = argparse.ArgumentParser(prog="bench.latency", description=(__doc__ or "").split("\n")[0])
@@ -255,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.json == "-":
                 print(json.dumps({"ok": False, "error": words}))
             return 2
-    place, stolen_ms = environment.environment(), environment.stolen_ms()
+    place, stolen_ms = environment.environment() | {"processors": kept_awake()}, environment.stolen_ms()
     if args.keep:
         Path(args.keep).mkdir(parents=True, exist_ok=True)
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory(prefix="calmloop-bench-") as folder:

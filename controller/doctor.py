@@ -51,12 +51,16 @@ def _realtime(row: Any) -> None:
     """Try in a child what loop and guard will ask for, so that this process keeps its own scheduling."""
     import subprocess
 
+    from controller import realtime
+
     code = "import json; from controller import realtime; print(json.dumps(realtime.ask(70) | realtime.freeze()))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     got = json.loads(answer.stdout) if answer.returncode == 0 else {"scheduler": "refused: " + answer.stderr[-200:]}
     limits = "give the user rtprio and memlock in /etc/security/limits.d (e.g. `@calmloop - rtprio 95`, `@calmloop - memlock unlimited`)"
+    awake = f"let the user write to {realtime.WAKE_UP_FILE} (a udev rule); without it each pulse is some 50 to 100 us later"
+    mends = {"scheduler": limits, "memory": limits, "processors": awake}
     for what, text in got.items():
-        mend = limits if what in ("scheduler", "memory") else "none is needed: pulses may be a little later now and then"
+        mend = mends.get(what, "none is needed: pulses may be a little later now and then")
         row("real-time " + what, text.startswith("got"), text, mend, needed=False)
 
 

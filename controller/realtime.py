@@ -10,6 +10,7 @@ import ctypes
 import gc
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 TOP_PAD_BYTES = 1 << 20  # what the heap grows by at once
 STACK_BYTES = 256 << 10  # touched in advance, on top of the 132 KiB that a process begins with
 THREAD_STACK_BYTES = 1 << 20  # instead of 8 MiB, all of which would count as locked
+WAKE_UP_FILE = "/dev/cpu_dma_latency"  # what is written there holds while the file is open (kernel: Documentation/power/pm_qos_interface)
 
 
 def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
@@ -48,6 +50,7 @@ def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
             "malloc": _keep_heap,
             "thread stacks": _small_thread_stacks,
             "timer slack": _no_timer_slack,
+            "processors": stay_awake,
         }
     return {name: _answer(item) for name, item in wanted.items()}
 
@@ -153,3 +156,13 @@ def _no_timer_slack() -> str:
     if _libc().prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0):
         raise OSError(f"prctl: {os.strerror(ctypes.get_errno())}")
     return "1 ns"
+
+
+def stay_awake() -> str:
+    """Keep all processors from deep sleep until this process ends; OSError where that is not allowed.
+
+    One that sleeps deeply takes tens of microseconds to wake, and finds its caches empty.
+    """
+    file = os.open(WAKE_UP_FILE, os.O_WRONLY | os.O_CLOEXEC)  # never closed: the process's end does that
+    os.write(file, (0).to_bytes(4, sys.byteorder))
+    return "kept awake"

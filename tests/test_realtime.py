@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-ITEMS = {"scheduler", "memory", "stack", "malloc", "thread stacks", "timer slack", "cpus"}
+ITEMS = {"scheduler", "memory", "stack", "malloc", "thread stacks", "timer slack", "processors", "cpus"}
 
 
 def child(code):
