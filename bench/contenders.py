@@ -317,6 +317,7 @@ CONTENDERS: dict[str, Callable[[Rig], Any]] = {
     "calmloop pty": calmloop_pty,
     "loop": loop_alone,
     "all C": all_c,
+    "all C asleep": all_c,
     "ezmsg": peer("ezmsg"),
     "mne-lsl": peer("mne_lsl"),
     "mne-lsl polled": peer("mne_lsl", "--polled"),

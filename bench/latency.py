@@ -2,9 +2,9 @@
 
 An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and thirty times a second a strong burst that begins
 with a chunk. The clock starts just before that chunk is pushed and stops when a sink of real-time priority has read the answer from a
-named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO, locked memory and processors that
-are kept awake, where the system grants it; floors of the same minute stand beside them. See `bench.contenders` for who they are,
-`bench.fast_clinic` for how thousands of events pass guard's dose checks, `bench.judge` for what counts.
+named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO, locked memory and (but for
+"all C asleep") processors that are kept awake, where the system grants it; floors of the same minute stand beside them. See
+`bench.contenders` for who they are, `bench.fast_clinic` for how thousands of events pass guard's dose checks, `bench.judge` for what counts.
 
 Results go to `bench/results/` (not kept by git): JSON with every raw sample, and a picture. `--json` prints the JSON on standard output
 too (the table then goes to standard error), `--json FILE` writes it there instead.
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("results")
 LOADS = ("cpu", "disk", "flood", "browser")
 FLOOD = 10  # times the samples that the source declares
-QUICK = ("calmloop", "loop", "all C")
+QUICK = ("calmloop", "loop", "all C", "all C asleep")
+ASLEEP = ("all C asleep",)  # as a program comes that asks for priority and locked memory alone; for all others processors are kept awake
 FULL = tuple(name for name in CONTENDERS if name != "calmloop pty")
 POLLING = ("mne-lsl", "mne-lsl polled", "Timeflux")  # what they take hardly depends on the chunk: a full run measures them at 1 alone
 FLOOR_EVENTS = 1000
@@ -82,12 +83,28 @@ def under(name: str) -> Iterator[None]:
         raise Skip(f"load {name}: {why}") from None
 
 
+@contextmanager
+def awake(wanted: bool) -> Iterator[str]:
+    """Keep the processors awake, as calmloop does when it can; gives what became of that."""
+    try:
+        fd = realtime.wake_up_file() if wanted else -1
+    except OSError as error:
+        yield f"may sleep: {error}"
+        return
+    try:
+        yield "kept awake" if wanted else "may sleep"
+    finally:
+        if wanted:
+            os.close(fd)
+
+
 def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dict[str, Any]:
     """One start of one contender: its latencies, or why there are none; under a load with the wake-up floor of the same load."""
     flood = FLOOD if cell.load == "flood" else 1
     source.noise(cell.chunk, flood)
     try:
-        with CONTENDERS[cell.contender](rig) as running, under(cell.load):
+        sleeps = cell.contender in ASLEEP
+        with awake(not sleeps) as processors, CONTENDERS[cell.contender](rig) as running, under(cell.load):
             sleep(SETTLE_S)
             before = running.stamps.count
             played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
@@ -103,6 +120,7 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
                 "answers": len(answers_ns),
                 "source_late_us": judge.figures([ns / 1000 for ns in played["late_ns"]]),
                 "scheduling": {name: environment.scheduling(pid) for name, pid in running.processes.items()},
+                "processors": processors,
                 "facts": running.facts(),
             }
             if cell.load:
@@ -130,7 +148,9 @@ def run(rig: Rig, cells: Sequence[Cell], rounds: int, events: int, seed: int) ->
                 began = monotonic()
                 common = {"round": number, "chunk": cell.chunk, "load": cell.load}
                 if cell == FLOORS:
-                    for name, latency_us in floors(rig, FLOOR_EVENTS).items():
+                    with awake(True):
+                        figures = floors(rig, FLOOR_EVENTS)
+                    for name, latency_us in figures.items():
                         rows.append(common | {"contender": name, "latency_us": latency_us})
                 else:
                     row = common | {"contender": cell.contender, "seed": seed * 1000 + number}
@@ -208,14 +228,6 @@ def stage_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) if together else ""
 
 
-def kept_awake() -> str:
-    """Keep the processors awake for everybody, since calmloop would do so while it is measured; what became of that."""
-    try:
-        return realtime.stay_awake()
-    except OSError as error:
-        return f"not kept awake: {error}"
-
-
 def arguments() -> argparse.ArgumentParser:
     """All options."""
     p = argparse.ArgumentParser(prog="bench.latency", description=(__doc__ or "").split("\n")[0])
@@ -263,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.json == "-":
                 print(json.dumps({"ok": False, "error": words}))
             return 2
-    place, stolen_ms = environment.environment() | {"processors": kept_awake()}, environment.stolen_ms()
+    place, stolen_ms = environment.environment(), environment.stolen_ms()
     if args.keep:
         Path(args.keep).mkdir(parents=True, exist_ok=True)
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory(prefix="calmloop-bench-") as folder:

@@ -632,7 +632,7 @@ class Guard:
 
 def request(m: messages.ToGuard, now: int) -> Event:
     """The loop's request as the supervisor hears it: the same fields in the same order, but for `ok`."""
-    return Event(Kind.REQUEST, now, *m[1:9], rule=m.rule, level=m.level)
+    return Event(Kind.REQUEST, now, *m[1:9], False, "", m.rule, m.level)
 
 
 def printable(text: str) -> str:

@@ -50,7 +50,7 @@ def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
             "malloc": _keep_heap,
             "thread stacks": _small_thread_stacks,
             "timer slack": _no_timer_slack,
-            "processors": stay_awake,
+            "processors": _stay_awake,
         }
     return {name: _answer(item) for name, item in wanted.items()}
 
@@ -158,11 +158,16 @@ def _no_timer_slack() -> str:
     return "1 ns"
 
 
-def stay_awake() -> str:
-    """Keep all processors from deep sleep until this process ends; OSError where that is not allowed.
+def _stay_awake() -> str:
+    wake_up_file()  # never closed: the process's end does that
+    return "kept awake"
+
+
+def wake_up_file() -> int:
+    """Descriptor that keeps all processors from deep sleep while it is open; OSError where that is not allowed.
 
     One that sleeps deeply takes tens of microseconds to wake, and finds its caches empty.
     """
-    file = os.open(WAKE_UP_FILE, os.O_WRONLY | os.O_CLOEXEC)  # never closed: the process's end does that
-    os.write(file, (0).to_bytes(4, sys.byteorder))
-    return "kept awake"
+    fd = os.open(WAKE_UP_FILE, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(fd, (0).to_bytes(4, sys.byteorder))
+    return fd

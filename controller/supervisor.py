@@ -432,18 +432,8 @@ class Supervisor:
                     output = Output.STOP
         if self.state is SafetyState.ARMED:
             output = _worse(output, self._expire(now))
-        return Verdict(
-            delivered=output is Output.PULSE,
-            state=self.state,
-            automatic=self.automatic,
-            reasons=tuple(self._said),
-            output=output,
-            train=self.train,
-            current_ua=current_ua,
-            wake_ns=self._wake(),
-            refused=self._refused,
-            ended=self._ended,
-        )
+        said, pulse = tuple(self._said), output is Output.PULSE
+        return Verdict(pulse, self.state, self.automatic, said, output, self.train, current_ua, self._wake(), self._refused, self._ended)
 
     # --- what ends output ----------------------------------------------------------------------------------------------------
     def _stop(self, event: Event) -> Output:
