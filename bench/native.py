@@ -156,7 +156,7 @@ def main() -> int:
     parser.add_argument("--timer-only", action="store_true")
     args = parser.parse_args()
     realtime.die_with_parent()
-    realtime.ask(FLOOR_PRIORITY if args.role == "floors" else SINK_PRIORITY)
+    realtime.ask(FLOOR_PRIORITY if args.role == "floors" else SINK_PRIORITY, awake=False)
     warm_up()
     realtime.freeze()
     if args.role == "floors":

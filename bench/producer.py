@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--source-id", required=True)
     args = parser.parse_args()
     realtime.die_with_parent()
-    got = realtime.ask(job.SOURCE_PRIORITY)
+    got = realtime.ask(job.SOURCE_PRIORITY, awake=False)
     producer = Producer(args.source_id)
     chunk, flood = 1, 1
     realtime.freeze()

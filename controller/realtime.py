@@ -26,7 +26,7 @@ THREAD_STACK_BYTES = 1 << 20  # instead of 8 MiB, all of which would count as lo
 WAKE_UP_FILE = "/dev/cpu_dma_latency"  # what is written there holds while the file is open (kernel: Documentation/power/pm_qos_interface)
 
 
-def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
+def ask(priority: int, cpus: Sequence[int] = (), awake: bool = True) -> dict[str, str]:
     """Ask for everything that keeps a process on time; call it before threads are made, so that they inherit it.
 
     Parameters
@@ -35,6 +35,8 @@ def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
         SCHED_FIFO priority 1-99; 0 asks for nothing but the CPUs.
     cpus : sequence of int
         CPUs to run on; empty = all.
+    awake : bool
+        Whether to keep all processors of the machine from deep sleep while the process lives.
 
     Returns
     -------
@@ -50,8 +52,7 @@ def ask(priority: int, cpus: Sequence[int] = ()) -> dict[str, str]:
             "malloc": _keep_heap,
             "thread stacks": _small_thread_stacks,
             "timer slack": _no_timer_slack,
-            "processors": _stay_awake,
-        }
+        } | ({"processors": _stay_awake} if awake else {})
     return {name: _answer(item) for name, item in wanted.items()}
 
 
