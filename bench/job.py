@@ -16,7 +16,7 @@ NOISE_UV = 5.0
 BURST_UV = 8000.0  # so that the first sample of a burst passes everybody's threshold
 BURST_MS = 5
 PERIOD_SAMPLES = 8  # of the burst: 250 Hz, in the middle of what everybody's band-pass lets through
-EVENTS_HZ = 30.0
+EVENTS_HZ, EVENTS_HZ_FLOOD = 30.0, 12.0  # a flood's stamps reach back: 100 samples that are declared 0.5 ms apart, each 5 ms
 JITTER = 0.15  # of the interval, either way
 DROPPED = 20  # first events after each start
 

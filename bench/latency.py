@@ -108,7 +108,8 @@ def measure(rig: Rig, source: Source, cell: Cell, events: int, seed: int) -> dic
         with awake(not sleeps) as processors, CONTENDERS[cell.contender](rig) as running, under(cell.load):
             sleep(SETTLE_S)
             before = running.stamps.count
-            played = source.play(cell.chunk, events + job.DROPPED, job.EVENTS_HZ, seed, flood)
+            rate_hz = job.EVENTS_HZ_FLOOD if flood > 1 else job.EVENTS_HZ
+            played = source.play(cell.chunk, events + job.DROPPED, rate_hz, seed, flood)
             sleep(SETTLE_S)  # for those who are behind
             answers_ns = running.stamps.since(before)
             matched = judge.match(played["t0_ns"], answers_ns, job.DROPPED)
