@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=float, default=60.0, help="how long spasms are drawn (default 60)")
     demo.add_argument("--seed", type=int, default=1, help="which spasms (default 1)")
     demo.add_argument("--headless", action="store_true", help="no page; print the summary alone")
+    demo.add_argument("--port", type=port, default=8137, help="of the page on this machine (default 8137, or another that is free)")
     demo.add_argument("--stimulator", metavar="NAME", help="another virtual stimulator than the settings' (default: rehamove3)")
     demo.add_argument("--config", default=None, help="settings (default: the demo's own)")
     demo.add_argument("--sessions", default=None, help="folder for the session (default: as the settings say)")
@@ -101,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
             )
         if name == "clear":
             sub.add_argument("reason", help="why it is safe to go on, in words")
+
+    text = "show a one-use code with which somebody at the page becomes patient, viewer, clinician or admin"
+    invite = add("invite", run_invite, text)
+    invite.add_argument("role", choices=("patient", "viewer", "clinician", "admin"))
+    invite.add_argument("name", help="whose acts will stand in the audit under this name")
+    invite.add_argument("--bed", type=bed_name, default=None, help="which bed, where several are running")
 
     dose = add("dose", run_dose, "what the bed's patient was given, in this session and in 24 h")
     dose.add_argument("--bed", type=bed_name, help="whose journal (default: of the one bed that is running; where none is, bed)")
@@ -248,6 +255,13 @@ def part_s(text: str) -> tuple[float, float]:
     raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a part such as 15-20: two times in s, the second later")
 
 
+def port(text: str) -> int:
+    """A TCP port, or 0."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a port, 0 to 65535")
+    return int(text)
+
+
 def bed_name(text: str) -> str:
     """A bed's name as it was given: it becomes the name of a socket, of a journal and of a part of each session's folder."""
     if not BED_NAME.fullmatch(text):
@@ -343,6 +357,17 @@ def run_arm(args: argparse.Namespace, bed: str, who: str) -> int:
     answer = messages.confirm(bed, offer, not args.button_only, who)
     show(args, {"ok": answer["ok"], "beds": {bed: answer}, "gone": {}}, f"{bed}: {describe(answer)}")
     return GOOD if answer["ok"] else SHORT
+
+
+def run_invite(args: argparse.Namespace) -> int:
+    """A code for the page: whoever sits here says who may come."""
+    bed = args.bed or the_bed()
+    answer = messages.ask(bed, {"do": "invite", "role": args.role, "name": args.name, "who": f"calmloop invite ({messages.user()})"})
+    if not answer["ok"]:
+        show(args, answer, "; ".join(answer["reasons"]))
+        return SHORT
+    show(args, answer, f"{answer['code']}   once, within 2 minutes, for {args.name} as {args.role}; a new code ends this one")
+    return GOOD
 
 
 def looked_at(args: argparse.Namespace, lines: list[str]) -> int:

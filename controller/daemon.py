@@ -32,6 +32,7 @@ from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, 
 from controller.loop import RING_BYTES
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
+from controller.web.feed import Feed
 
 if TYPE_CHECKING:
     from controller.settings import Settings
@@ -47,6 +48,7 @@ MAX_RESTARTS_A_MINUTE = 5
 RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
+PAGE_END_S = 1.0
 
 
 class StartError(Exception):
@@ -78,6 +80,24 @@ class Child:
         """End it, by force if need be, and let its ring go."""
         try:
             self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class PageProcess:
+    """The process that serves the page; a bed goes on without it."""
+
+    def __init__(self, bed: str, port: int, feed: Feed) -> None:
+        door = messages.page_path(messages.control_path(bed))
+        command = [sys.executable, "-m", "controller.web.server", "--feed", str(feed.fd), "--door", str(door), "--port", str(port)]
+        self.process = subprocess.Popen(command, pass_fds=(feed.fd,), stdin=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        try:
+            self.process.wait(PAGE_END_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -127,7 +147,10 @@ class Daemon:
         self.guard: Child | None = None
         self.loop: Child | None = None
         self.link: socket.socket | None = None
+        self.feed = Feed(config) if config.page.port else None
+        self.page: PageProcess | None = None
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
+        self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
         self.exit_code = 0
         self.status_problem = ""  # what was told of it last
@@ -211,6 +234,7 @@ class Daemon:
         self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), **where, dose=self.see_dose())
         self.start_guard()
         self.start_loop()
+        self.start_page()
 
     def mark(self) -> None:
         """Once a second: where the audit ends, a boundary to resynchronise at, everything on the disk."""
@@ -230,7 +254,7 @@ class Daemon:
                 self.link.send(b"end")
             except OSError:
                 pass
-        for child in (self.guard, self.loop):
+        for child in (self.page, self.guard, self.loop):
             if child:
                 child.close()
         try:
@@ -283,8 +307,27 @@ class Daemon:
             socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
         self.status["loop"] = "starting"
 
+    def start_page(self) -> None:
+        """Start the page's process, if there is to be a page."""
+        if self.feed:
+            self.page = PageProcess(self.bed, self.config.page.port, self.feed)
+            self.tell(f"page: http://127.0.0.1:{self.config.page.port}")
+
+    def look_after_page(self) -> None:
+        """Start a page's process that ended again, but not for ever: the bed needs none."""
+        if self.page is None or self.page.process.poll() is None:
+            return
+        code, self.page, now_s = self.page.process.returncode, None, time.monotonic()
+        self.note("page ended", exit_code=code)
+        if code == 2 or (len(self.page_deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.page_deaths[0] < 60):
+            self.tell(f"the page cannot be served at port {self.config.page.port} (exit code {code}); the bed goes on without it")
+            return
+        self.page_deaths.append(now_s)
+        self.start_page()
+
     def look_after_children(self) -> None:
         """Say how a child ended and start it again; automatic mode then waits for a person."""
+        self.look_after_page()
         for child in (self.guard, self.loop):
             how = child.how_it_ended() if child else None
             if child is None or how is None:
@@ -329,6 +372,8 @@ class Daemon:
             if cycles:
                 self.recorder.cycles(cycles)
                 self.see_cycles(cycles)
+                if self.feed:
+                    self.feed.see(cycles)
         self.telemetry.see_cycles(cycles, now_ns)
         self.note_triggers()
         if self.guard:
@@ -441,6 +486,10 @@ class Daemon:
             return
         event, verdict = row["event"], row["verdict"]
         s["state"], s["automatic"] = verdict["state"], verdict["automatic"]
+        if self.feed and row.get("written_ns"):
+            self.feed.mark(row["written_ns"] * 1e-9, "pulse")
+        if self.feed and verdict["reasons"] and event["kind"] not in ("heartbeat", "ack"):
+            self.feed.mark(event["now_ns"] * 1e-9, "refused" if verdict["refused"] else event["kind"], "; ".join(verdict["reasons"]))
         if row.get("written_ns"):
             s["pulses"] += 1
             if event["kind"] in ("request", "trigger"):
@@ -513,6 +562,8 @@ class Daemon:
             "disk_free_bytes": free_bytes,
             "up_s": round(time.monotonic() - self.started, 1),
         }
+        if self.feed:
+            self.feed.status(facts)
         try:
             path = messages.status_path(self.bed)
             partial = path.with_suffix(".partial")

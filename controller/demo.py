@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -315,6 +316,18 @@ def with_stimulator(config: Settings, name: str) -> Settings:
     return settings.parse(config.model_copy(update={"stimulator": stimulator, "trains": trains}).to_toml(), f"demo with {name}")
 
 
+def with_page(config: Settings, port: int) -> Settings:
+    """The same settings with a page at this port, or, where that is taken, at one that is free."""
+    if port:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    return config.model_copy(update={"page": config.page.model_copy(update={"port": port})})
+
+
 def pointed_at(config: Settings, port: str, source_id: str) -> Settings:
     """Settings whose stimulator is at `port` and whose streams are those of the source called `source_id`."""
     copy = config.model_copy(
@@ -342,6 +355,7 @@ def command(args: argparse.Namespace) -> int:
             config = settings.parse(config.model_copy(update={"session": folder}).to_toml(), "demo")
         if args.stimulator:
             config = with_stimulator(config, args.stimulator)
+        config = with_page(config, 0 if args.headless else args.port)
     except settings.SettingsError as error:
         say(str(error))
         return 2

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import build, messages, realtime, wire
 from controller.limits import MINUTE, Device, prescription_from
+from controller.people import NotAllowedError, People
 from controller.ring import RingWriter
 from controller.self_test import self_test
 from controller.supervisor import FAULTS, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict
@@ -58,7 +59,7 @@ encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Guard:
-    """One bed's guard. `link` leads to the daemon, `control` is the listening socket for people's commands."""
+    """One bed's guard. `link` leads to the daemon, `control` is the listening socket for people's commands, `page` that for the page's."""
 
     def __init__(
         self,
@@ -68,12 +69,17 @@ class Guard:
         link: socket.socket,
         control: socket.socket,
         ring: RingWriter,
+        page: socket.socket | None = None,
     ) -> None:
         self.stimulator, self.check = stimulator, check
         self.trains, self.serial, self.options = view["trains"], view["serial"], view.get("options", {})
         self.supervisor = Supervisor(prescription_from(view, device_of(stimulator.limits)))
         self.supervisor.remember(view["history"])
         self.link, self.doors, self.ring = link, [control], ring
+        # whoever comes by this door is a stranger until a token says who it is, whatever user the kernel says it has
+        self.page_door, self.strangers, self.people = page, set[socket.socket](), People()
+        if page:
+            self.doors.append(page)
         self.loop: socket.socket | None = None
         self.clients: list[socket.socket] = []
         self.device_open = False
@@ -149,7 +155,7 @@ class Guard:
         if self.loop is not None and self.loop in ready:
             self.hear_loop()
         while len(self.clients) > MAX_CLIENTS:  # whoever connects and says nothing makes room
-            self.clients.pop(0).close()
+            self.part(self.clients[0])
 
     def wait(self) -> list[Any]:
         """Block until something can be read or the supervisor's or the reopening deadline is due."""
@@ -470,6 +476,8 @@ class Guard:
                 continue
             self.clients.append(client)
             newcomers.append(client)
+            if door is self.page_door:
+                self.strangers.add(client)
 
     def read(self, client: socket.socket) -> dict[str, Any]:
         """One command of a person; empty = there is none, or it was answered with what is wrong with it."""
@@ -480,22 +488,50 @@ class Guard:
         except OSError:
             data = b""
         if not data:
-            self.clients.remove(client)
-            client.close()
+            self.part(client)
             return {}
         try:
             command = json.loads(data)
             if not isinstance(command, dict) or not command:
                 raise ValueError("a command is a JSON object")
+            if client in self.strangers:
+                self.admit(command)
+        except NotAllowedError as error:
+            self.not_allowed(client, str(error))
+            return {}
         except Exception as error:  # whatever a stranger sends, guard goes on
             self.answer_wrong(client, error)
             return {}
         return command
 
+    def part(self, client: socket.socket) -> None:
+        """Let a client go."""
+        self.clients.remove(client)
+        self.strangers.discard(client)
+        client.close()
+
+    def admit(self, command: dict[str, Any]) -> None:
+        """Let a command of the page pass, in the name of whose token it carries. Raises NotAllowedError: nothing was done (G2)."""
+        now = monotonic_ns()
+        person = self.people.check(command.get("do"), command.get("token"), now)
+        # the page's word for who it is and when they proved it counts for nothing
+        command["who"] = str(person) if person else "somebody at the page"
+        command["authenticated_ns"] = person.proved_ns if person else 0
+        command["you"] = {"name": person.name, "role": person.role} if person else None
+
+    def not_allowed(self, client: socket.socket, why: str) -> None:
+        """Refuse, and write it down, but not every one of a flood."""
+        now = monotonic_ns()
+        if self.people.writes_down(now):
+            self.take(Event(Kind.BAD_INPUT, now, text=printable(f"page: {why}"[:200])))
+        self.tell(client, {"ok": False, "reasons": [why]})
+
     def answer(self, client: socket.socket, command: dict[str, Any]) -> None:
         """Carry out one command, with one answer; that to an arming comes when it is on the disk and the stimulator has confirmed."""
         try:
             answer = self.command(client, command)
+        except NotAllowedError as error:
+            self.not_allowed(client, str(error))
         except Exception as error:
             self.answer_wrong(client, error)
         else:
@@ -522,7 +558,7 @@ class Guard:
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
         if do == "status":
-            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else []}
+            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else [], "you": command.get("you")}
         if do == "offer":
             return self.offer(now, who)
         if do == "arm":
@@ -551,7 +587,29 @@ class Guard:
             fields = (now, issued_ns, 0, number, 0, p.manual_train, t.current_ua, t.duration_us, Cause.MANUAL, False, who)
             verdict = self.take(Event(Kind.TRIGGER, *fields))
             return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
-        raise ValueError(f"{do!r} is none of stop, trigger, button, offer, arm, disarm, clear, status")
+        if do in ("invite", "pair", "take", "leave"):
+            return self.of_people(do, command, now, who)
+        raise ValueError(f"{do!r} is none of stop, trigger, button, offer, arm, disarm, clear, status, invite, pair, take, leave")
+
+    def of_people(self, do: str, command: dict[str, Any], now: int, who: str) -> dict[str, Any]:
+        """Who may come over the page. Raises NotAllowedError."""
+        more: dict[str, Any] = {}
+        if do == "invite":
+            role, name = str(command.get("role", "")), str(command.get("name", ""))
+            more["code"] = self.people.invite(role, name, now)
+            said = f"{who} shows a code for {name.strip()} as {role}"
+        elif do == "pair":
+            more["token"], person = self.people.pair(command.get("code"), now)
+            more |= {"name": person.name, "role": person.role}
+            said = f"{person} has paired"
+        elif do == "take":
+            before = self.people.take(command.get("token"), now)
+            said = f"{who} holds control{f', before {before}' if before else ''} [G6]"
+        else:
+            self.people.leave(command.get("token"), now)
+            said = f"{who} has left"
+        self.take(Event(Kind.NOTE, now, text=printable(said)))
+        return {"ok": True, "reasons": [said], **more}
 
     def offer(self, now: int, who: str) -> dict[str, Any]:
         """First step of arming: what a person is to look at before the second."""
@@ -627,6 +685,7 @@ class Guard:
             "build": self.build,
             "realtime": self.got,
             "pid": os.getpid(),
+            **self.people.facts(),
         }
 
 
@@ -757,7 +816,7 @@ def main() -> int:
     view = json.loads(link.recv(MAX_VIEW_BYTES))
     link.setblocking(False)
     path = messages.control_path(args.bed)
-    control = listen(path)
+    control, page = listen(path), listen(messages.page_path(path)) if view.get("page") else None
     got = realtime.ask(view["priority"], view["cpus"])
     check = wire.for_driver(view["driver"], view["options"])
     stimulator = stimulators.load(view["driver"], view["port"], check.write, view["options"])
@@ -765,7 +824,7 @@ def main() -> int:
         wrong = self_test()
         if wrong:
             raise ValueError("guard's test of itself failed: " + "; ".join(wrong))
-        guard = Guard(stimulator, check, view, link, control, RingWriter(args.ring))
+        guard = Guard(stimulator, check, view, link, control, RingWriter(args.ring), page)
     except ValueError as error:
         say(f"not started: {error}")
         path.unlink()
@@ -789,6 +848,7 @@ def main() -> int:
         guard.run()
     finally:
         path.unlink(missing_ok=True)
+        messages.page_path(path).unlink(missing_ok=True)
         stimulator.close()
     return 0
 

@@ -101,6 +101,11 @@ def second_address(path: Path) -> str:
     return f"{_SECOND}{path}"
 
 
+def page_path(control: Path) -> Path:
+    """Socket by which the page of that bed comes to guard: a door of its own, where nobody has rights without a token."""
+    return control.with_suffix(".page")
+
+
 def status_path(bed: str) -> Path:
     """Status file of a bed's daemon."""
     return control_path(bed).with_suffix(".status.json")

@@ -355,6 +355,12 @@ class Realtime(Table):
     )
 
 
+class Page(Table):
+    """`[page]`: the page in a browser of this machine."""
+
+    port: int = Field(default=0, ge=0, le=65535, description="where it is served, http://127.0.0.1:PORT; 0 = no page")
+
+
 class Settings(Table):
     """The whole file. Made by `load` or `parse` alone: they also check what tables mean to each other."""
 
@@ -368,6 +374,7 @@ class Settings(Table):
     prescription: Prescription = Field(description="what the clinician signs")
     stimulator: Stimulator = Field(description="the stimulator and its port")
     realtime: Realtime = Field(default=Realtime(), description="what we ask of the operating system")
+    page: Page = Field(default=Page(), description="the page in a browser")
 
     @property
     def rules(self) -> tuple[EmgRule | ForceRule, ...]:
@@ -913,6 +920,7 @@ def guard_view(settings: Settings) -> dict[str, Any]:
         "options": settings.stimulator.options,
         "priority": settings.realtime.guard_priority,
         "cpus": list(settings.realtime.cpus),
+        "page": settings.page.port > 0,
     }
 
 

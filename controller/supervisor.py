@@ -93,6 +93,7 @@ class Kind(StrEnum):
     BUTTON = "button"  # the level of the patient's button
     TRIGGER = "trigger"  # a person asks for one train
     REQUEST = "request"  # the loop asks for one train
+    NOTE = "note"  # who came and went, and who holds control: guard's own books, put where what happens is put
     TICK = "tick"
 
 
@@ -279,6 +280,7 @@ _ROWS = {
     Kind.BUTTON:       "button       button       button       button       button       button",
     Kind.TRIGGER:      "ask          ask          ask          ask          ask          ask",
     Kind.REQUEST:      "ask          ask          ask          ask          ask          ask",
+    Kind.NOTE:         "note         note         note         note         note         note",
     Kind.TICK:         "nothing      nothing      nothing      nothing      nothing      nothing",
 }  # fmt: skip
 
@@ -510,6 +512,10 @@ class Supervisor:
 
     def _tell(self, event: Event) -> Output:
         self._say("refused: " + event.text)
+        return Output.NONE
+
+    def _note(self, event: Event) -> Output:
+        self._say(event.text)
         return Output.NONE
 
     def _recorder(self, event: Event) -> Output:

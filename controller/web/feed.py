@@ -1,0 +1,111 @@
+"""What the page gets to see, from the daemon to the page's process, over a ring that never waits: traces, marks, the state.
+
+A trace is the least and the greatest value in each hundredth of a second, which is all that a screen can show of it. The daemon makes
+them of the cycles that it records anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from controller.ring import RingWriter, create
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from controller.recording import RecordedCycle
+    from controller.settings import Settings
+
+STATUS, COLUMNS, MARK, SCENE = 1, 2, 3, 4  # kinds of records
+RING_BYTES = 4 << 20
+COLUMN_HZ = 100
+EMG, FORCE, EVIDENCE = range(3)  # what a record of columns is of
+HEAD = struct.Struct("<IIII")  # of such a record: which, first column, number of columns, number of traces; then float32 least, greatest
+
+
+class Columns:
+    """Least and greatest of each column of one signal, as samples come."""
+
+    def __init__(self, what: int, n_traces: int) -> None:
+        self.what, self.n_traces = what, n_traces
+        self.at = np.zeros(0, np.int64)
+        self.x = np.zeros((0, n_traces))
+
+    def take(self, t_s: NDArray[np.float64], x: NDArray[np.float64]) -> bytes:
+        """Take samples (n,), (n, n_traces); returns a record of the columns that are whole now, empty = none is."""
+        good = np.isfinite(t_s)
+        self.at = np.concatenate([self.at, np.floor(t_s[good] * COLUMN_HZ).astype(np.int64)])
+        self.x = np.concatenate([self.x, x[good]])
+        if not len(self.at) or self.at[0] == self.at[-1]:
+            return b""
+        starts = np.flatnonzero(np.diff(self.at, prepend=self.at[0] - 1))
+        whole, last = starts[:-1], int(starts[-1])
+        least = np.fmin.reduceat(self.x[:last], whole)
+        most = np.fmax.reduceat(self.x[:last], whole)
+        columns = self.at[whole]
+        self.at, self.x = self.at[last:], self.x[last:]
+        # a gap, or time that goes back: what is not there is not drawn
+        first, n = int(columns[0]), int(columns[-1] - columns[0] + 1)
+        if not 0 < n <= 10 * COLUMN_HZ:
+            return b""
+        out = np.full((n, self.n_traces, 2), np.nan, np.float32)
+        out[columns - first] = np.stack([least, most], axis=-1)
+        return HEAD.pack(self.what, first % 2**32, n, self.n_traces) + out.tobytes()
+
+
+class Feed:
+    """The daemon's end."""
+
+    def __init__(self, config: Settings) -> None:
+        self.fd = create("calmloop-page", RING_BYTES)
+        self.ring = RingWriter(self.fd)
+        emg, force = (config.emg.channels if config.emg else ()), (config.force.channels if config.force else ())
+        self.rules = [row.name for row in config.rows]
+        self.columns = (Columns(EMG, len(emg)), Columns(FORCE, len(force)), Columns(EVIDENCE, len(self.rules)))
+        self.active = [False] * len(self.rules)
+        self.scene = {
+            "emg": list(emg),
+            "force": list(force),
+            "force_unit": config.force.unit if config.force else "",
+            "rules": self.rules,
+            "column_hz": COLUMN_HZ,
+        }
+
+    def see(self, cycles: Sequence[RecordedCycle]) -> None:
+        """Take over what the loop heard and what its rules made of it."""
+        if not cycles:
+            return
+        emg, force, evidence = self.columns
+        self._put(emg, np.concatenate([c.chunk.emg_t_s for c in cycles]), [c.chunk.emg_uv for c in cycles])
+        self._put(force, np.concatenate([c.chunk.force_t_s for c in cycles]), [c.chunk.force for c in cycles])
+        if self.rules:
+            seen = np.stack([c.detections for c in cycles])  # active, onset, decided, statistic, threshold, envelope, quality, level, veto
+            # several cycles may end with one sample
+            at_s = np.array([c.sample_s for c in cycles])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                self._put(evidence, at_s, [seen[:, :, 3] / seen[:, :, 4]])
+            for k, row in enumerate(seen):
+                for i, name in enumerate(self.rules):
+                    if bool(row[i, 0]) != self.active[i]:
+                        self.active[i] = not self.active[i]
+                        self.mark(float(row[i, 2] if self.active[i] else at_s[k]), "spasm" if self.active[i] else "over", name)
+
+    def _put(self, columns: Columns, t_s: NDArray[np.float64], parts: list[NDArray[np.float64]]) -> None:
+        if columns.n_traces and len(t_s):
+            record = columns.take(t_s, np.concatenate(parts))
+            if record:
+                self.ring.put(COLUMNS, record)
+
+    def mark(self, at_s: float, what: str, text: str = "") -> None:
+        """Something happened at a time: spasm, over, pulse, refused."""
+        self.ring.put(MARK, json.dumps({"at": at_s * COLUMN_HZ, "what": what, "text": text}).encode())
+
+    def status(self, facts: dict[str, Any]) -> None:
+        """Take the daemon's report; the scene goes with it, so that a page's process that was started again knows it."""
+        self.ring.put(STATUS, json.dumps({"scene": self.scene, **facts}).encode())

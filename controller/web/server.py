@@ -1,0 +1,367 @@
+"""The page's process: serves one page, shows what the daemon feeds it, carries people's words to guard.
+
+It decides nothing. Each word goes to guard's door for the page together with the token of whoever says it, and guard answers; a stop needs
+no token and has threads of its own. What comes from outside is taken from this machine's own page alone: Host and Origin are looked at
+for pages and websockets alike (G3), messages, connections and waiting are bounded (G5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocketDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from controller import messages, realtime
+from controller.ring import RingReader
+from controller.web import feed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.websockets import WebSocket
+
+STATIC = Path(__file__).with_name("static")
+COOKIE = "calmloop"
+GUARD_S = 0.5  # how often guard is asked how things are
+TURN_S = 0.02  # how often the feed is read: twice what a screen can show
+MAX_WAITING = 200  # records that a slow reader may be behind; then it starts anew
+MAX_VIEWERS = 16  # G5
+MAX_CONNECTIONS = 48
+MAX_BYTES = 4096  # of a word from a person
+HEADER_S = 5.0  # until a request is complete, or its connection is closed
+STOP_S, WORD_S = 1.0, 5.0
+FOREVER_S = 12 * 3600
+LOOPBACK = "127.0.0.1"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+#: what may be said over the websocket; guard's own table says who may
+VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "take", "leave", "invite")
+
+#: what of guard's answer a page gets to see
+SHOWN = (
+    *("ok", "reasons", "you", "state", "automatic", "reason", "stop_confirmed", "confirms_stops", "recorder_ok", "button", "stimulator"),
+    *("dose", "holder", "people", "offer", "prescription_id", "prescription", "button_train", "stimulator_identity"),
+    *("code", "token", "name", "role"),
+)
+
+
+class Viewer:
+    """One open page: what it has yet to be sent."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[bytes | str] = deque()
+        self.bell = asyncio.Event()
+
+    def tell(self, message: bytes | str) -> None:
+        """Put a message in line; a page that does not keep up misses traces, and never the newest state."""
+        if len(self.waiting) >= MAX_WAITING:
+            self.waiting.clear()
+        self.waiting.append(message)
+        self.bell.set()
+
+
+class Page:
+    """What all pages share.
+
+    Parameters
+    ----------
+    ring : RingReader
+        The daemon's feed.
+    door : str
+        Path of guard's socket for the page.
+    origins : frozenset of str
+        Where our own page may come from, such as "http://127.0.0.1:8137".
+    """
+
+    def __init__(self, ring: RingReader, door: str, origins: frozenset[str]) -> None:
+        self.ring, self.door, self.origins = ring, door, origins
+        self.viewers: set[Viewer] = set()
+        self.status: dict[str, Any] = {}
+        self.stops = ThreadPoolExecutor(4, "stop")
+        self.words = ThreadPoolExecutor(8, "word")
+
+    # --- the feed ------------------------------------------------------------------------------------------------------------
+    async def pump(self) -> None:
+        """Hand on what the daemon says, for ever."""
+        while True:
+            for kind, payload in self.ring.records():
+                if kind == feed.STATUS:
+                    self.status = json.loads(payload)
+                    self.tell(self.status_text())
+                elif kind == feed.COLUMNS:
+                    self.tell(payload)
+                elif kind == feed.MARK:
+                    self.tell('{"mark":' + payload.decode() + "}")
+            await asyncio.sleep(TURN_S)
+
+    async def ask_guard(self) -> None:
+        """Ask guard how things are, for ever: who holds control, whether a stop was confirmed, and whether guard is there at all."""
+        while True:
+            if self.viewers:
+                answer = await self.say({"do": "status"}, "")
+                self.tell(json.dumps({"guard": answer}))
+            await asyncio.sleep(GUARD_S)
+
+    def tell(self, message: bytes | str) -> None:
+        """To every open page."""
+        for viewer in self.viewers:
+            viewer.tell(message)
+
+    def status_text(self) -> str:
+        """The daemon's last report with its age, so that nobody takes an old one for new."""
+        age_ms = (monotonic_ns() - self.status["written_ns"]) / 1e6 if self.status else None
+        return json.dumps({"status": self.status, "age_ms": age_ms})
+
+    # --- people --------------------------------------------------------------------------------------------------------------
+    async def say(self, command: dict[str, Any], token: str) -> dict[str, Any]:
+        """One word to guard, and its answer."""
+        do = command.get("do")
+        is_stop = do == "stop"
+        if do == "trigger":
+            command["issued_ns"] = monotonic_ns()  # a browser has no clock of ours; what waited before it got here was refused by the page
+        command["token"] = token
+        ask: Callable[[], dict[str, Any]] = lambda: messages.ask(self.door, command, STOP_S if is_stop else WORD_S)  # noqa: E731
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self.stops if is_stop else self.words, ask)
+        except messages.NoBedError as error:
+            by_hand = "; SWITCH THE STIMULATOR OFF BY HAND" if is_stop else ""
+            return {"ok": False, "reasons": [f"{error}{by_hand}"]}
+        return {key: answer[key] for key in SHOWN if key in answer}
+
+    async def index(self, request: Request) -> Response:
+        """The page."""
+        return FileResponse(STATIC / "index.html")
+
+    async def static(self, request: Request) -> Response:
+        """What the page is made of, by name: no path is ever put together from what a stranger says."""
+        name = request.path_params["name"]
+        kinds = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+        if name not in kinds:
+            return PlainTextResponse("not here", 404)
+        return FileResponse(STATIC / name, media_type=kinds[name])
+
+    async def health(self, request: Request) -> Response:
+        """For machines: whether the bed's report is fresh."""
+        fresh = bool(self.status) and monotonic_ns() - self.status["written_ns"] < messages.STATUS_STALE_NS
+        state = self.status.get("state", "unknown") if fresh else "unknown"
+        return JSONResponse({"ok": fresh, "state": state}, 200 if fresh else 503)
+
+    async def stop(self, request: Request) -> Response:
+        """STOP without a websocket: a plain form, a plain button."""
+        return JSONResponse(await self.say({"do": "stop"}, request.cookies.get(COOKIE, "")))
+
+    async def pair(self, request: Request) -> Response:
+        """Give a token for the code that the bedside shows; it lives in a cookie that no script can read."""
+        try:
+            said = json.loads(await body(request))
+            code = said["code"]
+        except (ValueError, KeyError, TypeError):
+            return JSONResponse({"ok": False, "reasons": ['pairing needs {"code": "..."}']}, 400)
+        answer = await self.say({"do": "pair", "code": code}, "")
+        token = answer.pop("token", "")
+        response = JSONResponse(answer, 200 if answer["ok"] else 403)
+        if token:
+            secure = request.url.scheme == "https"
+            response.set_cookie(COOKIE, token, max_age=FOREVER_S, httponly=True, samesite="strict", secure=secure)
+        return response
+
+    async def live(self, web: WebSocket) -> None:
+        """Traces and state out, words in."""
+        if len(self.viewers) >= MAX_VIEWERS:
+            await web.close(1013, f"{MAX_VIEWERS} pages are open already")
+            return
+        await web.accept()
+        viewer, token = Viewer(), web.cookies.get(COOKIE, "")
+        self.viewers.add(viewer)
+        viewer.tell(self.status_text())
+        sender = asyncio.create_task(self._send(web, viewer))
+        listener = asyncio.create_task(self._hear(web, viewer, token))
+        try:
+            await asyncio.wait((sender, listener), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.viewers.discard(viewer)
+            for task in (sender, listener):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
+                    await task
+
+    async def _send(self, web: WebSocket, viewer: Viewer) -> None:
+        while True:
+            await viewer.bell.wait()
+            viewer.bell.clear()
+            while viewer.waiting:
+                message = viewer.waiting.popleft()
+                await (web.send_bytes(message) if isinstance(message, bytes) else web.send_text(message))
+
+    async def _hear(self, web: WebSocket, viewer: Viewer, token: str) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+
+        async def answer(command: dict[str, Any], number: Any) -> None:
+            viewer.tell(json.dumps({"answer": await self.say(command, token), "nr": number}))
+
+        while True:
+            text = await web.receive_text()
+            try:
+                command = json.loads(text)
+                number = command.pop("nr", 0)
+                if command.get("do") not in VERBS or not isinstance(number, int):
+                    raise ValueError("no such word")
+            except (ValueError, AttributeError, TypeError):
+                viewer.tell(json.dumps({"answer": {"ok": False, "reasons": [f"a word is one of {', '.join(VERBS)}"]}, "nr": 0}))
+                continue
+            if len(under_way) >= 8 and command["do"] != "stop":
+                viewer.tell(json.dumps({"answer": {"ok": False, "reasons": ["too much at once"]}, "nr": number}))
+                continue
+            # a stop overtakes whatever still waits for its answer
+            task = asyncio.create_task(answer(command, number))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+
+
+async def body(request: Request) -> bytes:
+    """What was sent, if it is short. Raises ValueError."""
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > MAX_BYTES:
+            raise ValueError("too long")
+    return data
+
+
+class OursAlone:
+    """Refuse whatever was not asked for by our own page at our own address (G3: cross-origin requests, rebound names)."""
+
+    def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
+        self.app, self.origins = app, origins
+        self.hosts = frozenset(urlsplit(origin).netloc for origin in origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Look at Host always, at Origin where something could be changed or is kept open."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        named = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        origins = [value.decode("latin-1") for key, value in scope["headers"] if key == b"origin"]
+        changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD")
+        if len(named) == 1 and named[0] in self.hosts and (not changes or (len(origins) == 1 and origins[0] in self.origins)):
+            await self.app(scope, receive, self._with_headers(send))
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await PlainTextResponse("not from here", 403)(scope, receive, send)
+
+    @staticmethod
+    def _with_headers(send: Send) -> Send:
+        async def more(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((k.lower().encode(), v.encode()) for k, v in HEADERS.items())]
+            await send(message)
+
+        return more
+
+
+class Impatient(H11Protocol):
+    """Close connections that open and say nothing, and those beyond the first few dozen: uvicorn has no deadline for a header."""
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Count, and set the deadline."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+            return
+        self.deadline = self.loop.call_later(HEADER_S, self._too_late)
+
+    def _too_late(self) -> None:
+        transport: Any = self.transport
+        if self.cycle is None and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to wait for."""
+        if self.deadline:
+            self.deadline.cancel()
+        super().connection_lost(exc)
+
+
+def application(page: Page) -> ASGIApp:
+    """All addresses of the page."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> Any:
+        tasks = [asyncio.create_task(page.pump()), asyncio.create_task(page.ask_guard())]
+        yield
+        for task in tasks:
+            task.cancel()
+
+    routes = [
+        Route("/", page.index),
+        Route("/health", page.health),
+        Route("/stop", page.stop, methods=["POST"]),
+        Route("/pair", page.pair, methods=["POST"]),
+        Route("/{name}", page.static),
+        WebSocketRoute("/live", page.live),
+    ]
+    return OursAlone(Starlette(routes=routes, lifespan=lifespan), page.origins)
+
+
+def main() -> int:
+    """Serve until the daemon ends."""
+    parser = argparse.ArgumentParser(prog="controller.web.server")
+    parser.add_argument("--feed", type=int, required=True)
+    parser.add_argument("--door", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    realtime.die_with_parent()
+    os.nice(5)  # whatever is done here can wait for the recording
+    try:
+        listening = socket.create_server((LOOPBACK, args.port), backlog=MAX_CONNECTIONS)
+    except OSError as error:
+        print(f"page: {LOOPBACK}:{args.port}: {error.strerror}", file=sys.stderr, flush=True)
+        return 2
+    origins = frozenset(f"http://{host}:{args.port}" for host in (LOOPBACK, "localhost"))
+    config = uvicorn.Config(
+        application(Page(RingReader(args.feed), args.door, origins)),
+        http=Impatient,
+        ws="websockets-sansio",
+        ws_max_size=MAX_BYTES,
+        ws_ping_interval=5.0,
+        ws_ping_timeout=5.0,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=5,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+    )
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening])
+    return 0 if server.started else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

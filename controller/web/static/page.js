@@ -1,0 +1,281 @@
+"use strict";
+// The bedside page. What is shown comes from the daemon's feed alone; what is older than a second is unknown.
+// A press is sent once, with a number of its own, and only while the connection is open: nothing is ever sent later.
+
+const $ = (id) => document.getElementById(id);
+const STALE_MS = 1000, SWEEP_S = 10, SILENCE_MS = 120000, RETRY_MS = 500;
+const EMG = 0, FORCE = 1, EVIDENCE = 2;
+
+const bed = { status: null, guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
+const traces = new Map();                       // "what/i" -> {least, most: Float32Array, newest}
+let marks = [], scene = null, newest = -1, socket = null, number = 0, offered = null, silentUntil = 0;
+const waiting = new Map();
+
+// --- the connection -----------------------------------------------------------------------------------------------------------------
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => say({ do: "status" }).then((answer) => know(answer.you || null));
+  socket.onmessage = (event) => (typeof event.data === "string" ? hear(JSON.parse(event.data)) : columns(event.data));
+  socket.onclose = () => {
+    silentUntil = 0;                            // a lost link ends every silence
+    for (const settle of waiting.values()) settle({ ok: false, reasons: ["the connection to the bed is gone: it is not known whether this was done"] });
+    waiting.clear();
+    setTimeout(connect, RETRY_MS);
+  };
+}
+
+function say(command) {
+  if (!socket || socket.readyState !== WebSocket.OPEN || (socket.bufferedAmount > 0 && command.do !== "stop"))
+    return Promise.resolve({ ok: false, reasons: ["not sent: there is no connection to the bed"] });
+  const nr = ++number;
+  socket.send(JSON.stringify({ ...command, nr }));
+  return new Promise((settle) => waiting.set(nr, settle));
+}
+
+function hear(message) {
+  if (message.status !== undefined) {
+    if (message.age_ms !== null) {
+      bed.status = message.status; bed.ageMs = message.age_ms; bed.heardMs = performance.now();
+      if (message.status.scene) lay(message.status.scene);
+    }
+  } else if (message.guard) {
+    bed.guard = message.guard; bed.guardMs = performance.now();
+  } else if (message.mark) {
+    marks.push(message.mark); marks = marks.slice(-200);
+    if (message.mark.what !== "pulse") log(`${WORDS[message.mark.what] || message.mark.what} ${message.mark.text}`);
+  } else if (message.answer) {
+    const settle = waiting.get(message.nr);
+    waiting.delete(message.nr);
+    if (settle) settle(message.answer);
+    return;
+  }
+  show();
+}
+
+// --- STOP: by mouse, by key, by form; the websocket first, the form where there is none ---------------------------------------------
+async function stop() {
+  const answer = await Promise.race([say({ do: "stop" }), new Promise((r) => setTimeout(() => r({ ok: false }), 300))]);
+  const said = answer.ok ? answer : await fetch("/stop", { method: "POST" }).then((r) => r.json()).catch(() => null);
+  told(said && said.ok ? "Stopped." : "THE STOP WAS NOT CONFIRMED: switch the stimulator off by hand.");
+}
+$("stop-form").addEventListener("submit", (event) => { event.preventDefault(); stop(); });
+addEventListener("keydown", (event) => { if (event.key === "Escape" && !event.repeat) { event.preventDefault(); stop(); } });
+
+// --- words of people ----------------------------------------------------------------------------------------------------------------
+function told(text) { $("told").textContent = text; log(text); }
+async function act(command, done) {
+  const answer = await say(command);
+  told(answer.ok ? done : (answer.reasons || ["no answer"]).join("; "));
+  return answer;
+}
+$("trigger").addEventListener("keydown", (event) => { if (event.repeat) event.preventDefault(); });   // a key that is held is one press
+$("trigger").addEventListener("click", (event) => {
+  if (event.detail > 1) return;                 // a double click is one press
+  const id = Number(crypto.getRandomValues(new BigUint64Array(1))[0] >> 12n) + 1;
+  act({ do: "trigger", id }, "One train asked for.");
+});
+$("take").addEventListener("click", () => act({ do: "take" }, "You hold control."));
+$("disarm").addEventListener("click", () => act({ do: "disarm" }, "Disarmed."));
+$("offer").addEventListener("click", async () => {
+  const answer = await act({ do: "offer" }, "Look at what would be armed, then at the patient.");
+  offered = answer.ok ? answer : null;
+  $("offered").hidden = !offered;
+  if (!offered) return;
+  $("checked").checked = false;
+  $("arm").disabled = true;
+  $("prescription").replaceChildren(...[`Stimulator ${offered.stimulator_identity}`, ...offered.prescription].map((text) => item("li", text)));
+});
+$("checked").addEventListener("change", () => { $("arm").disabled = !$("checked").checked; });
+$("arm").addEventListener("click", async () => {
+  const named = { offer: offered.offer, prescription_id: offered.prescription_id, electrodes_checked: $("checked").checked };
+  await act({ do: "arm", ...named, automatic: $("automatic").checked }, "Armed.");
+  $("offered").hidden = true;
+});
+$("clear-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  if ((await act({ do: "clear", reason: $("why").value }, "Fault cleared.")).ok) $("why").value = "";
+});
+$("pair-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const answer = await fetch("/pair", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ code: $("code").value }) })
+    .then((r) => r.json()).catch(() => ({ ok: false, reasons: ["no answer"] }));
+  $("code").value = "";
+  told(answer.ok ? `Paired as ${answer.name}, ${answer.role}.` : answer.reasons.join("; "));
+  if (answer.ok) socket.close();                // a new connection carries the token
+});
+$("leave").addEventListener("click", async () => { await act({ do: "leave" }, "You have left."); know(null); });
+
+function know(you) {
+  document.body.dataset.role = you ? you.role : "";
+  $("you").textContent = you ? `You are ${you.name}, ${you.role}.` : "You have not paired: you can read, and stop.";
+  $("pair-form").hidden = Boolean(you);
+  $("leave").hidden = !you;
+}
+
+// --- what is shown ------------------------------------------------------------------------------------------------------------------
+const WORDS = { spasm: "Spasm:", over: "Over:", refused: "Refused:", train: "Train:", stop: "Stop:" };
+const item = (tag, text) => { const node = document.createElement(tag); node.textContent = text; return node; };
+
+function known() { return bed.status && bed.ageMs + performance.now() - bed.heardMs < STALE_MS; }
+
+function show() {
+  const fresh = known(), s = bed.status, g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null;
+  const state = fresh ? s.state : "unknown";
+  document.body.dataset.state = state;
+  set("state", fresh ? state + (s.automatic ? " automatic" : "") : "unknown");
+  set("reason", fresh ? s.reason : "nothing was heard from the bed for more than a second");
+  document.title = `${state} - calmloop`;
+  alarms(fresh, s, g);
+  if (!fresh) { rows("health", [["bed", "unknown"]]); return; }
+  const given = s.dose.session || {}, day = s.dose.day || {};
+  rows("dose", [
+    ["this session", `${fix(given.on_time_s, 1)} s, ${given.pulses ?? "?"} pulses, ${fix(given.charge_mc, 2)} mC`],
+    ["last 24 h", `${fix(day.on_time_s, 1)} s, ${day.pulses ?? "?"} pulses, ${fix(day.charge_mc, 2)} mC`],
+    ...(g && g.dose ? [["of the session's limit", percent(g.dose.session)], ["of the day's limit", percent(g.dose["24h"])]] : []),
+  ]);
+  const last = s.last_trigger, box = g ? g.stimulator : null;
+  rows("health", [
+    ["stimulator", g ? (box === "absent" ? "absent" : `${box.model || ""} at ${box.port || "?"}`) : "unknown"],
+    ["signals", s.data_ok ? `fresh, ${fix(s.sample_age_ms, 1)} ms old` : "NO DATA"],
+    ["loop", s.loop],
+    ["sample to pulse, last", last && last.sum_ms !== undefined ? `${fix(last.sum_ms, 2)} ms` : "none yet"],
+    ["recorded", `${fix(s.recording_bytes / 1e6, 1)} MB, ${fix(s.disk_free_bytes / 1e9, 0)} GB free`],
+    ["trains", `${s.trains}, ${s.pulses} pulses, ${s.refusals} refused`],
+    ["session", s.session.split("/").pop()],
+  ]);
+  set("holder", g ? (g.holder ? `${g.holder} holds control.` : "Nobody holds control.") : "");
+  set("signals", Object.entries(s.rules).map(([name, r]) => `${name}: ${r.active ? "SPASM" : "at rest"}${r.veto ? `, held back: ${r.veto}` : ""}${r.quality === "ok" ? "" : `, ${r.quality}`}`).join("; "));
+}
+function set(id, text) { if ($(id).textContent !== text) $(id).textContent = text; }
+function fix(x, digits) { return typeof x === "number" ? x.toFixed(digits) : "?"; }
+function percent(d) { return d ? `${((100 * d.on_ns) / d.max_on_ns).toFixed(1)} %` : "?"; }
+function rows(id, pairs) {
+  const text = JSON.stringify(pairs);
+  if ($(id).dataset.text === text) return;
+  $(id).dataset.text = text;
+  $(id).replaceChildren(...pairs.flatMap(([name, value]) => [item("dt", name), item("dd", String(value))]));
+}
+function log(text) {
+  const node = item("li", `${new Date().toLocaleTimeString()}  ${text}`);
+  $("log").prepend(node);
+  while ($("log").children.length > 100) $("log").lastChild.remove();
+}
+
+// --- alarms -------------------------------------------------------------------------------------------------------------------------
+function alarms(fresh, s, g) {
+  const all = [];
+  if (!fresh) all.push(["high", "Nothing is known of the bed: look at the patient."]);
+  else {
+    if (g && g.stop_confirmed === false) all.push(["high", "The stimulator did not confirm the stop: SWITCH IT OFF BY HAND."]);
+    if (s.state === "FAULT") all.push(["high", `Fault, output is off: ${s.reason}`]);
+    if (s.state === "LOCKOUT") all.push(["medium", `Locked out, output is off: ${s.reason}`]);
+    if (s.state === "OFF") all.push(["medium", `No stimulator: ${s.reason}`]);
+    if (!s.data_ok && Object.keys(s.rules).length) all.push(["medium", "No fresh signal: no automatic stimulation."]);
+    if (g && g.recorder_ok === false) all.push(["medium", "Recording does not keep up: nothing more is stimulated."]);
+    if (s.late) all.push(["low", s.late]);
+  }
+  const text = JSON.stringify(all);
+  if ($("alarms").dataset.text !== text) {
+    $("alarms").dataset.text = text;
+    $("alarms").replaceChildren(...all.map(([level, words]) => { const p = item("p", words); p.className = `alarm ${level}`; return p; }));
+    if (all.length) log(`Alarm: ${all[0][1]}`);
+  }
+  sound(all.length ? all[0][0] : "");
+}
+let audio = null, nextBeepMs = 0;
+addEventListener("pointerdown", () => { audio = audio || new AudioContext(); }, { once: true });
+function sound(level) {
+  const now = performance.now(), pulses = { high: 5, medium: 3 }[level] || 0;
+  if (!audio || !pulses || now < nextBeepMs || now < silentUntil) return;
+  nextBeepMs = now + (level === "high" ? 5000 : 10000);
+  for (let i = 0; i < pulses; i++) {
+    const at = audio.currentTime + i * (level === "high" ? 0.25 : 0.4), tone = audio.createOscillator(), loud = audio.createGain();
+    tone.frequency.value = level === "high" ? 880 : 660;
+    loud.gain.setValueAtTime(0, at); loud.gain.linearRampToValueAtTime(0.3, at + 0.02); loud.gain.setValueAtTime(0.3, at + 0.13); loud.gain.linearRampToValueAtTime(0, at + 0.16);
+    tone.connect(loud).connect(audio.destination); tone.start(at); tone.stop(at + 0.2);
+  }
+}
+
+// --- traces: a sweep of SWEEP_S, drawn anew where something new has come --------------------------------------------------------------
+let n = 1;                                      // columns of the sweep
+function lay(what) {
+  const text = JSON.stringify(what);
+  if (scene && scene.text === text) return;
+  scene = { ...what, text };
+  n = what.column_hz * SWEEP_S;
+  traces.clear();
+  const add = (kind, names, colour, unit) => names.forEach((name, i) => traces.set(`${kind}/${i}`, { kind, name, colour, unit, least: new Float32Array(n).fill(NaN), most: new Float32Array(n).fill(NaN), scale: 0, middle: 0 }));
+  add(EMG, what.emg, "--emg", "µV"); add(FORCE, what.force, "--force", what.force_unit); add(EVIDENCE, what.rules, "--evidence", "of threshold");
+}
+function columns(data) {
+  if (!scene) return;
+  const head = new Uint32Array(data, 0, 4), x = new Float32Array(data, 16), [what, first, count, width] = head;
+  for (let k = 0; k < count; k++) {
+    const at = (first + k) % n;
+    for (let i = 0; i < width; i++) {
+      const trace = traces.get(`${what}/${i}`);
+      if (!trace) continue;
+      trace.least[at] = x[2 * (k * width + i)]; trace.most[at] = x[2 * (k * width + i) + 1];
+    }
+  }
+  if (what !== EVIDENCE || newest < 0) {
+    const last = first + count - 1;
+    for (let at = Math.max(newest + 1, last - n + 1); at <= last + n * 0.02; at++)   // wipe a little ahead of the pen
+      if (at > last) for (const trace of traces.values()) trace.least[at % n] = trace.most[at % n] = NaN;
+    newest = Math.max(newest, last);
+  }
+}
+
+const canvas = $("canvas"), pen = canvas.getContext("2d", { alpha: false });
+let frames = 0, framesFrom = performance.now(), drawnAt = -1;
+function draw() {
+  requestAnimationFrame(draw);
+  if (!scene || newest === drawnAt) return;
+  drawnAt = newest;
+  frames++;
+  const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
+  const ratio = devicePixelRatio || 1, w = Math.round(canvas.clientWidth * ratio), h = Math.round(canvas.clientHeight * ratio);
+  if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
+  pen.fillStyle = colour("--paper"); pen.fillRect(0, 0, w, h);
+  const rowHeight = h / traces.size;
+  pen.font = `${Math.max(12, Math.min(rowHeight * 0.16, 26)) * Math.min(ratio, 2)}px system-ui`;
+  let y0 = 0;
+  for (const trace of traces.values()) { row(trace, y0, rowHeight, w, colour); y0 += rowHeight; }
+  for (const mark of marks) {
+    const ago = newest - mark.at;
+    if (ago < 0 || ago >= n * 0.97) continue;
+    const x = ((mark.at % n) / n) * w;
+    pen.fillStyle = { pulse: colour("--stimulating"), spasm: colour("--fault"), over: colour("--armed"), refused: colour("--lockout") }[mark.what] || colour("--soft");
+    pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.04 : h);
+    if (mark.what !== "pulse") pen.fillText({ spasm: "spasm", over: "over", refused: "refused" }[mark.what] || mark.what, x + 4, h - 6);
+  }
+  const x = ((newest % n) / n) * w;
+  pen.fillStyle = colour("--soft"); pen.fillRect(x, 0, Math.max(1, ratio), h);
+  const now = performance.now();
+  if (now - framesFrom > 1000) { set("rate", `${Math.round((1000 * frames) / (now - framesFrom))} frames a second, ${SWEEP_S} s`); frames = 0; framesFrom = now; }
+}
+function row(trace, y0, height, w, colour) {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0; i < n; i++) { if (trace.least[i] < low) low = trace.least[i]; if (trace.most[i] > high) high = trace.most[i]; }
+  if (trace.kind === EVIDENCE) { low = 0; high = Math.max(high, 1.2); }
+  if (!(high > low)) { high = low + 1; if (!Number.isFinite(low)) { low = 0; high = 1; } }
+  const pad = height * 0.12, y = (v) => y0 + height - pad - ((v - low) / (high - low)) * (height - 2 * pad);
+  pen.strokeStyle = colour("--line"); pen.lineWidth = 1; pen.beginPath(); pen.moveTo(0, y0 + height); pen.lineTo(w, y0 + height); pen.stroke();
+  if (trace.kind === EVIDENCE) { pen.strokeStyle = colour("--fault"); pen.setLineDash([6, 6]); pen.beginPath(); pen.moveTo(0, y(1)); pen.lineTo(w, y(1)); pen.stroke(); pen.setLineDash([]); }
+  pen.fillStyle = colour(trace.colour);
+  const step = w / n, wide = Math.max(1, Math.ceil(step));
+  for (let i = 0; i < n; i++) {
+    if (Number.isNaN(trace.least[i])) continue;
+    const top = y(trace.most[i]);
+    pen.fillRect(i * step, top, wide, Math.max(wide, y(trace.least[i]) - top));
+  }
+  pen.fillStyle = colour("--ink");
+  const range = trace.kind === EVIDENCE ? "1 = sure" : `${trim(low)} to ${trim(high)} ${trace.unit}`;
+  pen.fillText(`${trace.name}   ${range}`, 8, y0 + parseFloat(pen.font) * 1.1);
+}
+function trim(x) { return Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(2); }
+
+setInterval(show, 200);
+requestAnimationFrame(draw);
+connect();

@@ -1,0 +1,119 @@
+"""Guard's door for the page, as a process: nothing without a token but a stop; judged by the virtual stimulator's log and guard's rows."""
+
+import json
+import time
+
+import pytest
+
+from controller import messages
+from tests.rig import GuardRig
+from tests.test_people import ALLOWED
+
+
+@pytest.fixture
+def rig(tmp_path):
+    rig = GuardRig(tmp_path, changes={"page": True})
+    yield rig
+    rig.close()
+
+
+def ask(rig, do, token="", **more):
+    return messages.ask(str(messages.page_path(messages.control_path(rig.bed))), {"do": do, "token": token, **more})
+
+
+def pair(rig, role, name="Ada"):
+    code = rig.ask("invite", role=role, name=name)["code"]
+    answer = ask(rig, "pair", code=code)
+    assert (answer["ok"], answer["role"], answer["name"]) == (True, role, name)
+    return answer["token"]
+
+
+def arm(rig, token):
+    offer = ask(rig, "offer", token)
+    assert offer["ok"], offer["reasons"]
+    named = {"offer": offer["offer"], "prescription_id": offer["prescription_id"], "electrodes_checked": True, "automatic": False}
+    return ask(rig, "arm", token, **named)
+
+
+@pytest.mark.safety("G1", "C1")
+def test_a_stranger_reads_and_stops_and_nothing_else(rig):
+    for verb in ("trigger", "button", "offer", "arm", "disarm", "clear", "take", "invite", "leave", "nonsense"):
+        for token in ("", "0" * 64, None, 5):
+            answer = ask(rig, verb, token, id=1, issued_ns=time.monotonic_ns(), closed=True, role="admin", name="Eve", reason="x")
+            assert not answer["ok"], verb
+            assert answer["state"] == "IDLE"
+    assert ask(rig, "status")["you"] is None
+    rig.arm()
+    assert rig.trigger()["ok"]
+    time.sleep(0.1)
+    assert ask(rig, "stop")["ok"]
+    stopped_ns = time.monotonic_ns()
+    time.sleep(0.3)
+    assert rig.twin.pulses()
+    assert all(p["pulse_ns"] < stopped_ns + 5_000_000 for p in rig.twin.pulses())
+    assert ask(rig, "status")["state"] == "IDLE"
+
+
+@pytest.mark.safety("G2")
+def test_what_each_role_may_do_at_a_real_guard(rig):
+    for role, allowed in ALLOWED.items():
+        token = pair(rig, role) if role else ""
+        for verb in ("trigger", "offer", "disarm", "take", "invite", "clear"):
+            answer = ask(rig, verb, token, id=time.monotonic_ns(), issued_ns=time.monotonic_ns(), role="viewer", name="V", reason="why")
+            refused_for_who = any("[G2]" in reason for reason in answer["reasons"])
+            assert refused_for_who is (verb not in allowed), (role, verb, answer["reasons"])
+        if token:
+            ask(rig, "leave", token)
+    assert rig.twin.pulses() == []
+
+
+@pytest.mark.safety("G2", "G7")
+def test_a_clinician_arms_and_a_patient_triggers_in_their_own_names(rig):
+    clinician, patient = pair(rig, "clinician", "Ada"), pair(rig, "patient", "Ben")
+    assert arm(rig, clinician)["state"] == "ARMED"
+    press = messages.press("somebody else")
+    assert ask(rig, **press, token=patient)["ok"]
+    assert not ask(rig, **press, token=patient)["ok"]  # the same press
+    time.sleep(0.6)
+    assert len(rig.twin.pulses()) > 15
+    rows = rig.rows()
+    said = {row["event"]["text"] for row in rows if row.get("event", {}).get("text")}
+    assert {"Ada (clinician, page)", "Ben (patient, page)"} <= said
+    assert not any("somebody else" in text for text in said)
+    for token in (clinician, patient):
+        assert token not in json.dumps(rows)
+
+
+@pytest.mark.safety("B3")
+def test_the_pages_word_for_when_somebody_proved_who_they_are_counts_for_nothing(rig):
+    assert not ask(rig, "arm", "", authenticated_ns=time.monotonic_ns(), electrodes_checked=True, prescription_id="0", offer=1)["ok"]
+    rows = [row["event"] for row in rig.rows() if row.get("event", {}).get("kind") == "arm"]
+    assert rows == []
+
+
+@pytest.mark.safety("G6")
+def test_two_clinicians_have_one_holder(rig):
+    ada, ben = pair(rig, "clinician", "Ada"), pair(rig, "clinician", "Ben")
+    assert arm(rig, ada)["state"] == "ARMED"
+    refused = ask(rig, "offer", ben)
+    assert not refused["ok"] and "Ada (clinician, page) holds control" in refused["reasons"][0]
+    assert ask(rig, "take", ben)["ok"]
+    assert ask(rig, "status", ada)["holder"] == "Ben (clinician, page)"
+    assert any("before Ada" in r for row in rig.rows() if "verdict" in row for r in row["verdict"]["reasons"])
+    assert ask(rig, "disarm", ada)["state"] == "IDLE"
+
+
+@pytest.mark.safety("G5", "G7")
+def test_a_flood_of_refusals_leaves_guard_and_its_books_alone(rig):
+    rig.rows()
+    for _ in range(300):
+        assert not ask(rig, "arm")["ok"]
+    kinds = [row["event"]["kind"] for row in rig.rows() if "event" in row]
+    assert 20 <= kinds.count("bad input") <= 41
+    assert rig.ask("status")["ok"]
+
+
+def test_a_bed_without_a_page_has_no_door(guard):
+    assert not messages.page_path(messages.control_path(guard.bed)).exists()
+    with pytest.raises(messages.NoBedError):
+        ask(guard, "stop")
