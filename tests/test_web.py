@@ -1,0 +1,259 @@
+"""The page's process before a real guard and the virtual stimulator: what it lets in, what it bears, and that its STOP stops."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import time
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import websockets
+from websockets.sync.client import connect
+
+from controller import daemon, messages
+from controller.web import server
+from controller.web.feed import Feed
+from tests.rig import GuardRig
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def web(tmp_path):
+    rig = GuardRig(tmp_path, changes={"page": True})
+    feed, port = Feed(rig.config), free_port()
+    process = daemon.PageProcess(rig.bed, port, feed)
+    web = SimpleNamespace(rig=rig, feed=feed, port=port, process=process.process, url=f"http://127.0.0.1:{port}", page=process)
+    end = time.monotonic() + 15.0
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            httpx.get(f"{web.url}/health")
+            break
+        assert time.monotonic() < end and process.process.poll() is None
+        time.sleep(0.05)
+    yield web
+    process.close()
+    feed.ring.close()
+    os.close(feed.fd)
+    rig.close()
+
+
+def report(web, **more):
+    web.feed.status({"written_ns": time.monotonic_ns(), "state": "IDLE", "reason": "test", "automatic": False, **more})
+
+
+def live(web, token="", **more):
+    headers = {"Cookie": f"{server.COOKIE}={token}"} if token else {}
+    return connect(f"ws://127.0.0.1:{web.port}/live", origin=web.url, additional_headers=headers, **more)
+
+
+def say(socket, **command):
+    socket.send(json.dumps(command | {"nr": 7}))
+    while True:
+        text = socket.recv(5.0)
+        if isinstance(text, str) and (message := json.loads(text)).get("nr") == 7:
+            return message["answer"]
+
+
+def pair(web, role, name="Ada"):
+    code = web.rig.ask("invite", role=role, name=name)["code"]
+    answer = httpx.post(f"{web.url}/pair", json={"code": code}, headers={"Origin": web.url})
+    assert answer.json() | {"ok": True, "role": role, "name": name} == answer.json()
+    assert "token" not in answer.json()
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "samesite=strict" in cookie.lower()
+    return answer.cookies[server.COOKIE]
+
+
+@pytest.mark.safety("C1", "G1")
+def test_stop_by_websocket_and_by_form_without_a_token_ends_a_train(web):
+    for how in ("websocket", "form"):
+        web.rig.arm()
+        before = len(web.rig.twin.pulses())
+        assert web.rig.trigger()["ok"]
+        time.sleep(0.1)
+        asked_ns = time.monotonic_ns()
+        if how == "websocket":
+            with live(web) as socket:
+                assert say(socket, do="stop")["ok"]
+        else:
+            assert httpx.post(f"{web.url}/stop", headers={"Origin": web.url}).json()["ok"]
+        time.sleep(0.3)
+        pulses = web.rig.twin.pulses()[before:]
+        assert pulses
+        assert pulses[-1]["pulse_ns"] < asked_ns + 100_000_000
+        assert web.rig.ask("status")["state"] == "IDLE"
+        time.sleep(3.2)  # the demo's rest between two events
+
+
+@pytest.mark.safety("G3")
+def test_only_our_own_page_at_our_own_address_gets_in(web):
+    strange_hosts = (
+        "evil.example",
+        f"evil.example:{web.port}",
+        "127.0.0.1",
+        f"127.0.0.1:{web.port + 1}",
+        f"127.0.0.1.evil.example:{web.port}",
+        "",
+    )
+    for host in strange_hosts:
+        for path in ("/", "/health", "/page.js"):
+            assert httpx.get(web.url + path, headers={"Host": host}).status_code in (400, 403), host
+    assert httpx.get(web.url).status_code == 200
+    assert httpx.get(f"http://localhost:{web.port}/").status_code == 200
+    strange = (
+        "http://evil.example",
+        f"https://127.0.0.1:{web.port}",
+        "http://127.0.0.1",
+        "null",
+        f"http://localhost:{web.port}.evil.example",
+        "",
+    )
+    for origin in (None, *strange):
+        headers = {} if origin is None else {"Origin": origin}
+        for path in ("/stop", "/pair"):
+            assert httpx.post(web.url + path, headers=headers, json={"code": "1"}).status_code == 403, origin
+        with pytest.raises(websockets.exceptions.InvalidStatus):
+            connect(f"ws://127.0.0.1:{web.port}/live", origin=origin)
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        connect(f"ws://127.0.0.1:{web.port}/live", origin=web.url, additional_headers={"Host": "evil.example"})
+
+
+@pytest.mark.safety("G3")
+def test_nothing_changes_by_reading(web):
+    web.rig.arm()
+    for path in ("/stop", "/pair", "/stop?do=stop", "/live", "/..%2f..%2fetc%2fpasswd", "/server.py", "/index.html", "//etc/passwd"):
+        assert httpx.get(web.url + path).status_code in (404, 405), path
+    assert web.rig.ask("status")["state"] == "ARMED"
+    answer = httpx.get(web.url)
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.safety("G2")
+def test_the_cookie_says_who_it_is_and_guard_says_what_they_may(web):
+    with live(web) as socket:
+        for do in ("trigger", "offer", "arm", "disarm", "clear", "take", "invite", "leave"):
+            answer = say(socket, do=do, id=1, token=pair(web, "clinician"))  # a token in the word itself counts for nothing
+            assert not answer["ok"] and "[G2]" in answer["reasons"][0], do
+    with live(web, pair(web, "clinician")) as socket:
+        assert say(socket, do="status")["you"] == {"name": "Ada", "role": "clinician"}
+        offer = say(socket, do="offer")
+        named = {"offer": offer["offer"], "prescription_id": offer["prescription_id"]}
+        assert not say(socket, do="arm", **named)["ok"]  # electrodes not looked at
+        assert say(socket, do="arm", **named, electrodes_checked=True, automatic=False)["state"] == "ARMED"
+    with live(web, pair(web, "patient", "Ben")) as socket:
+        assert not say(socket, do="disarm")["ok"]
+        assert say(socket, do="trigger", id=5)["ok"]
+        assert not say(socket, do="trigger", id=5)["ok"]
+
+
+@pytest.mark.safety("G5", "D8")
+def test_what_is_no_word_is_answered_or_closed_and_the_page_goes_on(web):
+    with live(web) as socket:
+        for text in ("", "{", "[]", "null", "7", '{"do": 5}', '{"do": "eval"}', '{"do": "stop", "nr": "x"}', "{" * 1000):
+            socket.send(text)
+        assert say(socket, do="status")["state"] == "IDLE"
+    with live(web, max_size=None) as socket, contextlib.suppress(websockets.exceptions.ConnectionClosed):
+        socket.send("x" * (16 << 20))
+        while True:
+            socket.recv(5.0)
+    assert httpx.post(f"{web.url}/pair", content=b"x" * (1 << 20), headers={"Origin": web.url}).status_code == 400
+    for said in (b"", b"[]", b"{}", b'{"code": 5}', b'{"code": null}', b"\xff\xfe"):
+        assert httpx.post(f"{web.url}/pair", content=said, headers={"Origin": web.url}).status_code in (400, 403)
+    assert httpx.get(f"{web.url}/").status_code == 200
+
+
+@pytest.mark.safety("G5", "C1")
+def test_hundreds_of_half_open_connections_do_not_keep_a_stop_out(web):
+    crowd = []
+    try:
+        for _ in range(400):
+            s = socket.socket()
+            s.settimeout(1.0)
+            with contextlib.suppress(OSError):
+                s.connect(("127.0.0.1", web.port))
+                s.send(b"GET / HTTP/1.1\r\nHost: x")
+            crowd.append(s)
+        web.rig.arm()
+        assert web.rig.trigger()["ok"]
+        assert web.rig.ask("stop")["ok"]  # the machine's own way is not the page's
+        end = time.monotonic() + 12.0
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                answer = httpx.post(f"{web.url}/stop", headers={"Origin": web.url})
+                if answer.status_code == 200 and answer.json()["ok"]:
+                    break
+            assert time.monotonic() < end, "the crowd keeps everybody out"
+            time.sleep(0.1)
+    finally:
+        for s in crowd:
+            s.close()
+    assert web.process.poll() is None
+
+
+@pytest.mark.safety("G5")
+def test_a_page_that_does_not_read_costs_the_others_nothing(web):
+    async def both():
+        url = f"ws://127.0.0.1:{web.port}/live"
+        async with websockets.connect(url, origin=web.url, max_queue=1), websockets.connect(url, origin=web.url) as reader:
+            end, heard = time.monotonic() + 3.0, 0
+            while time.monotonic() < end:
+                for _ in range(20):
+                    report(web, junk="x" * 20_000)
+                await asyncio.sleep(0.02)
+                with contextlib.suppress(TimeoutError):
+                    heard += len(await asyncio.wait_for(reader.recv(), 0.5))
+            return heard
+
+    assert asyncio.run(both()) > 100_000
+    assert httpx.get(f"{web.url}/").status_code == 200
+
+
+def test_health_is_unknown_when_the_daemon_says_nothing(web):
+    assert httpx.get(f"{web.url}/health").json() == {"ok": False, "state": "unknown"}
+    report(web)
+    end = time.monotonic() + 0.9
+    while not (answer := httpx.get(f"{web.url}/health")).json()["ok"]:
+        assert time.monotonic() < end
+    assert (answer.status_code, answer.json()["state"]) == (200, "IDLE")
+    time.sleep(1.1)
+    assert httpx.get(f"{web.url}/health").status_code == 503
+
+
+def test_traces_are_least_and_greatest_of_each_hundredth(web):
+    import numpy as np
+
+    from controller.web import feed
+
+    columns = feed.Columns(feed.EMG, 2)
+    rng = np.random.default_rng(0)
+    t_s = 1000.0 + np.arange(4000) / 2000.0
+    x = rng.normal(size=(4000, 2))
+    got = {}
+    for part in np.split(np.arange(4000), np.sort(rng.choice(np.arange(1, 4000), 300, replace=False))):
+        record = columns.take(t_s[part], x[part])
+        if record:
+            what, first, n, width = feed.HEAD.unpack_from(record)
+            assert (what, width) == (feed.EMG, 2)
+            values = np.frombuffer(record, np.float32, offset=feed.HEAD.size).reshape(n, 2, 2)
+            got |= {first + i: values[i] for i in range(n)}
+    index = np.floor(t_s * 100).astype(int)
+    assert set(got) == set(index) - {index[-1]}
+    for at, values in got.items():
+        assert np.array_equal(values[:, 0], x[index == at].min(0).astype(np.float32))
+        assert np.array_equal(values[:, 1], x[index == at].max(0).astype(np.float32))
+
+
+def test_a_port_that_is_taken_is_said_and_not_fatal(web, capfd):
+    second = daemon.PageProcess(web.rig.bed, web.port, web.feed)
+    assert second.process.wait(10) == 2
+    assert f"127.0.0.1:{web.port}" in capfd.readouterr().err
+    assert messages.ask(web.rig.bed, {"do": "status"})["ok"]
