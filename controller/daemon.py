@@ -147,7 +147,7 @@ class Daemon:
         self.guard: Child | None = None
         self.loop: Child | None = None
         self.link: socket.socket | None = None
-        self.feed = Feed(config) if config.page.port else None
+        self.feed = Feed(config, VETOES) if config.page.port else None
         self.page: PageProcess | None = None
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)

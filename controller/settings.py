@@ -533,6 +533,7 @@ TABLES: dict[str, type[Table]] = {
     "prescription": Prescription,
     "stimulator": Stimulator,
     "realtime": Realtime,
+    "page": Page,
 }
 _MANY = ("trains", "emg_rules", "force_rules", "joins")  # the tables of which there can be several
 _UNITS = {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATUS, COLUMNS, MARK, SCENE = 1, 2, 3, 4  # kinds of records
 RING_BYTES = 4 << 20
 COLUMN_HZ = 100
+HELD_BACK_S = 1.0  # so often at most a rule's veto is shown
 EMG, FORCE, EVIDENCE = range(3)  # what a record of columns is of
 HEAD = struct.Struct("<IIII")  # of such a record: which, first column, number of columns, number of traces; then float32 least, greatest
 
@@ -60,15 +61,24 @@ class Columns:
 
 
 class Feed:
-    """The daemon's end."""
+    """The daemon's end.
 
-    def __init__(self, config: Settings) -> None:
+    Parameters
+    ----------
+    config : Settings
+    vetoes : sequence of str
+        Their names, as the detections number them.
+    """
+
+    def __init__(self, config: Settings, vetoes: Sequence[str] = ()) -> None:
         self.fd = create("calmloop-page", RING_BYTES)
         self.ring = RingWriter(self.fd)
         emg, force = (config.emg.channels if config.emg else ()), (config.force.channels if config.force else ())
         self.rules = [row.name for row in config.rows]
         self.columns = (Columns(EMG, len(emg)), Columns(FORCE, len(force)), Columns(EVIDENCE, len(self.rules)))
+        self.vetoes = vetoes
         self.active = [False] * len(self.rules)
+        self.held_back_s = [-HELD_BACK_S] * len(self.rules)
         self.scene = {
             "emg": list(emg),
             "force": list(force),
@@ -90,11 +100,16 @@ class Feed:
             at_s = np.array([c.sample_s for c in cycles])
             with np.errstate(divide="ignore", invalid="ignore"):
                 self._put(evidence, at_s, [seen[:, :, 3] / seen[:, :, 4]])
-            for k, row in enumerate(seen):
-                for i, name in enumerate(self.rules):
-                    if bool(row[i, 0]) != self.active[i]:
-                        self.active[i] = not self.active[i]
-                        self.mark(float(row[i, 2] if self.active[i] else at_s[k]), "spasm" if self.active[i] else "over", name)
+            for i, name in enumerate(self.rules):
+                for k in np.flatnonzero(np.diff(seen[:, i, 0], prepend=float(self.active[i]))):
+                    self.active[i] = bool(seen[k, i, 0])
+                    self.mark(float(seen[k, i, 2] if self.active[i] else at_s[k]), "spasm" if self.active[i] else "over", name)
+                for k in np.flatnonzero(
+                    (seen[:, i, 8] > 0) & (seen[:, i, 6] == 0)
+                ):  # quality ok: what speaks against a spasm, not against the signal
+                    if at_s[k] - self.held_back_s[i] >= HELD_BACK_S and int(seen[k, i, 8]) < len(self.vetoes):
+                        self.held_back_s[i] = float(at_s[k])
+                        self.mark(float(at_s[k]), "held back", f"{name}: {self.vetoes[int(seen[k, i, 8])]}")
 
     def _put(self, columns: Columns, t_s: NDArray[np.float64], parts: list[NDArray[np.float64]]) -> None:
         if columns.n_traces and len(t_s):
@@ -103,7 +118,7 @@ class Feed:
                 self.ring.put(COLUMNS, record)
 
     def mark(self, at_s: float, what: str, text: str = "") -> None:
-        """Something happened at a time: spasm, over, pulse, refused."""
+        """Something happened at a time: spasm, over, held back, pulse, refused, or an event of guard."""
         self.ring.put(MARK, json.dumps({"at": at_s * COLUMN_HZ, "what": what, "text": text}).encode())
 
     def status(self, facts: dict[str, Any]) -> None:

@@ -299,7 +299,8 @@ class Impatient(H11Protocol):
 
     def _too_late(self) -> None:
         transport: Any = self.transport
-        if self.cycle is None and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
+        cycle: Any = self.cycle
+        if cycle is None and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

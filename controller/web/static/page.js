@@ -43,7 +43,8 @@ function hear(message) {
     bed.guard = message.guard; bed.guardMs = performance.now();
   } else if (message.mark) {
     marks.push(message.mark); marks = marks.slice(-200);
-    if (message.mark.what !== "pulse") log(`${WORDS[message.mark.what] || message.mark.what} ${message.mark.text}`);
+    if (message.mark.what === "pulse") hush(message.mark.at);
+    else log(`${WORDS[message.mark.what] || ""} ${message.mark.text}`);
   } else if (message.answer) {
     const settle = waiting.get(message.nr);
     waiting.delete(message.nr);
@@ -114,7 +115,7 @@ function know(you) {
 }
 
 // --- what is shown ------------------------------------------------------------------------------------------------------------------
-const WORDS = { spasm: "Spasm:", over: "Over:", refused: "Refused:", train: "Train:", stop: "Stop:" };
+const WORDS = { spasm: "Spasm:", over: "Over:", "held back": "Held back," };
 const item = (tag, text) => { const node = document.createElement(tag); node.textContent = text; return node; };
 
 function known() { return bed.status && bed.ageMs + performance.now() - bed.heardMs < STALE_MS; }
@@ -198,15 +199,17 @@ function sound(level) {
 }
 
 // --- traces: a sweep of SWEEP_S, drawn anew where something new has come --------------------------------------------------------------
-let n = 1;                                      // columns of the sweep
+let n = 1, hushed = new Uint8Array(1);          // columns of the sweep; those in which a pulse was given, or just before
+function hush(at) { for (let i = -1; i < 4; i++) hushed[(Math.floor(at) + i + n) % n] = 1; }
 function lay(what) {
   const text = JSON.stringify(what);
   if (scene && scene.text === text) return;
   scene = { ...what, text };
   n = what.column_hz * SWEEP_S;
+  hushed = new Uint8Array(n);
   traces.clear();
   const add = (kind, names, colour, unit) => names.forEach((name, i) => traces.set(`${kind}/${i}`, { kind, name, colour, unit, least: new Float32Array(n).fill(NaN), most: new Float32Array(n).fill(NaN), scale: 0, middle: 0 }));
-  add(EMG, what.emg, "--emg", "µV"); add(FORCE, what.force, "--force", what.force_unit); add(EVIDENCE, what.rules, "--evidence", "of threshold");
+  add(EMG, what.emg, "--emg", "µV"); add(FORCE, what.force, "--force", what.force_unit); add(EVIDENCE, what.rules, "--evidence", "");
 }
 function columns(data) {
   if (!scene) return;
@@ -222,7 +225,7 @@ function columns(data) {
   if (what !== EVIDENCE || newest < 0) {
     const last = first + count - 1;
     for (let at = Math.max(newest + 1, last - n + 1); at <= last + n * 0.02; at++)   // wipe a little ahead of the pen
-      if (at > last) for (const trace of traces.values()) trace.least[at % n] = trace.most[at % n] = NaN;
+      if (at > last) { for (const trace of traces.values()) trace.least[at % n] = trace.most[at % n] = NaN; hushed[at % n] = 0; }
     newest = Math.max(newest, last);
   }
 }
@@ -242,13 +245,15 @@ function draw() {
   pen.font = `${Math.max(12, Math.min(rowHeight * 0.16, 26)) * Math.min(ratio, 2)}px system-ui`;
   let y0 = 0;
   for (const trace of traces.values()) { row(trace, y0, rowHeight, w, colour); y0 += rowHeight; }
+  const MARKS = { pulse: "--stimulating", spasm: "--fault", over: "--armed", refused: "--lockout", "held back": "--soft" };
+  let line = 0;
   for (const mark of marks) {
     const ago = newest - mark.at;
-    if (ago < 0 || ago >= n * 0.97) continue;
+    if (!(mark.what in MARKS) || ago < 0 || ago >= n * 0.97) continue;
     const x = ((mark.at % n) / n) * w;
-    pen.fillStyle = { pulse: colour("--stimulating"), spasm: colour("--fault"), over: colour("--armed"), refused: colour("--lockout") }[mark.what] || colour("--soft");
-    pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.04 : h);
-    if (mark.what !== "pulse") pen.fillText({ spasm: "spasm", over: "over", refused: "refused" }[mark.what] || mark.what, x + 4, h - 6);
+    pen.fillStyle = colour(MARKS[mark.what]);
+    pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
+    if (mark.what !== "pulse") pen.fillText(mark.what, x + 4, h - 6 - (line++ % 3) * parseFloat(pen.font) * 1.1);
   }
   const x = ((newest % n) / n) * w;
   pen.fillStyle = colour("--soft"); pen.fillRect(x, 0, Math.max(1, ratio), h);
@@ -257,7 +262,11 @@ function draw() {
 }
 function row(trace, y0, height, w, colour) {
   let low = Infinity, high = -Infinity;
-  for (let i = 0; i < n; i++) { if (trace.least[i] < low) low = trace.least[i]; if (trace.most[i] > high) high = trace.most[i]; }
+  for (let i = 0; i < n; i++) {                  // a pulse's own picture in the EMG does not set the scale
+    if (trace.kind === EMG && hushed[i]) continue;
+    if (trace.least[i] < low) low = trace.least[i];
+    if (trace.most[i] > high) high = trace.most[i];
+  }
   if (trace.kind === EVIDENCE) { low = 0; high = Math.max(high, 1.2); }
   if (!(high > low)) { high = low + 1; if (!Number.isFinite(low)) { low = 0; high = 1; } }
   const pad = height * 0.12, y = (v) => y0 + height - pad - ((v - low) / (high - low)) * (height - 2 * pad);
@@ -267,11 +276,11 @@ function row(trace, y0, height, w, colour) {
   const step = w / n, wide = Math.max(1, Math.ceil(step));
   for (let i = 0; i < n; i++) {
     if (Number.isNaN(trace.least[i])) continue;
-    const top = y(trace.most[i]);
-    pen.fillRect(i * step, top, wide, Math.max(wide, y(trace.least[i]) - top));
+    const top = Math.max(y0, y(trace.most[i])), bottom = Math.min(y0 + height, y(trace.least[i]));
+    pen.fillRect(i * step, top, wide, Math.max(wide, bottom - top));
   }
   pen.fillStyle = colour("--ink");
-  const range = trace.kind === EVIDENCE ? "1 = sure" : `${trim(low)} to ${trim(high)} ${trace.unit}`;
+  const range = trace.kind === EVIDENCE ? "evidence, dashed: enough" : `${trim(low)} to ${trim(high)} ${trace.unit}`;
   pen.fillText(`${trace.name}   ${range}`, 8, y0 + parseFloat(pen.font) * 1.1);
 }
 function trim(x) { return Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(2); }
