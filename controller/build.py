@@ -24,6 +24,7 @@ MODULES = (
     "controller.guard",
     "controller.limits",
     "controller.messages",
+    "controller.people",
     "controller.realtime",
     "controller.ring",
     "controller.self_test",

@@ -18,7 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from controller import guard, limits, messages, supervisor
+from controller import guard, limits, messages, people, supervisor
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,8 @@ class Limit(NamedTuple):
     what : str
         In words.
     name : str
-        In `limits.HARD`, or a constant of `limits`, `supervisor`, `guard`, `messages`. "min_..." is a least value, the others are at most.
+        In `limits.HARD`, or a constant of `limits`, `supervisor`, `guard`, `messages`, `people`. "min_..." is a least value, the others are
+        at most.
     prescribed : str
         Where the settings' guard view has it; "trains.KEY" stands for that figure of the trains. Empty = no setting tightens it.
     device : str
@@ -305,7 +306,37 @@ REQUIREMENTS = (
     Requirement(
         "F10", "wrong build", "the modules that decide about output are hashed at the start, shown and recorded; `calmloop version --sbom`"
     ),
-    # --- G: what is on record
+    # --- G: people, and what is on record
+    Requirement(
+        "G1",
+        "an intruder",
+        "the page is served to this machine alone; whoever has not paired can read how things are, and stop, nothing else",
+    ),
+    Requirement(
+        "G2",
+        "the wrong role",
+        "guard's own table says which role may say what, and what is not in it nobody may; a token is looked up each time",
+    ),
+    Requirement(
+        "G3", "another site in the browser", "Host and Origin must be the page's own, for websockets too; nothing changes by reading"
+    ),
+    Requirement(
+        "G4",
+        "guessing",
+        "a code of {CODE_DIGITS} digits, shown at the bedside alone, pairs once, within {CODE_NS}; {CODE_TRIES} wrong ones end it",
+        (Limit("code's life", "CODE_NS"), Limit("wrong codes", "CODE_TRIES"), Limit("digits", "CODE_DIGITS")),
+    ),
+    Requirement(
+        "G5",
+        "a crowd at the door",
+        "the page's process holds no stimulator, loop or file; connections, messages and waiting are bounded; at most {MAX_PEOPLE} pair",
+        (Limit("people", "MAX_PEOPLE"),),
+    ),
+    Requirement(
+        "G6",
+        "two clinicians",
+        "one holds control; to take it over is a word of its own, on record; whoever ends output needs none",
+    ),
     Requirement(
         "G7",
         "deeds denied",
@@ -317,6 +348,9 @@ REQUIREMENTS = (
         "G8",
         "records altered",
         "each row carries a keyed hash of all before it, their head is in the recording; `calmloop audit verify` names the first bad row",
+    ),
+    Requirement(
+        "G11", "what is nobody's business gets out", "no token is kept or written down, only its hash; recordings are the user's alone"
     ),
 )
 NUMBERS = tuple(requirement.number for requirement in REQUIREMENTS)
@@ -336,7 +370,7 @@ OTHERS = Requirement(  # figures to be signed that no number of the requirements
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 def figure(name: str) -> int | None:
     """Value of a hard limit or named constant; None where this build has none of that name."""
-    for place in (limits.HARD, limits, supervisor, guard, messages):
+    for place in (limits.HARD, limits, supervisor, guard, messages, people):
         value = getattr(place, name, None)
         if type(value) is int:
             return value

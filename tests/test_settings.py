@@ -30,7 +30,11 @@ rules = ["soleus EMG", "plantarflexion torque"]
 how = "emg_then_force"
 within_ms = 200
 """
-WHOLE = DEMO + JOINS  # every table that there is
+PAGE = """
+[page]
+port = 8137
+"""
+WHOLE = DEMO + JOINS + PAGE  # every table that there is
 
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
@@ -80,6 +84,7 @@ BOUNDS = [
     ("realtime", "guard_priority", 0, 98, 1),
     ("realtime", "max_sample_age_ms", 10.0, 250.0, 0.001),
     ("realtime", "max_lateness_ms", 5.0, 250.0, 0.001),
+    ("page", "port", 0, 65535, 1),
 ]
 DIAL = {"dial_current_ma": 20.0, "dial_phase_width_us": 500, "dial_interphase_gap_us": 100}
 WEAK = {("trains", "current_ma"): 0.5, ("trains", "ramp_up_ms"): 0, ("trains", "taper_ms"): 0, ("trains", "duration_ms"): 50}
@@ -107,7 +112,7 @@ def demo(changes=None):
     raw = copy.deepcopy(tomllib.loads(DEMO))
     for (table, key), value in (changes or {}).items():
         raw = tomllib.loads(JOINS) | raw if table == "joins" else raw
-        one = raw[table]
+        one = raw.setdefault(table, {})
         one = one["peroneal"] if table == "trains" else one[0] if isinstance(one, list) else one
         one[key] = value
     return raw
@@ -615,6 +620,7 @@ def test_guard_view():
         "options": {},
         "priority": 80,
         "cpus": [1],
+        "page": False,
     }
 
 
@@ -858,7 +864,7 @@ def test_only_one_setting_is_a_boolean():
 
 @pytest.mark.safety("F9")
 def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
-    by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial")}
+    by_default = {("session", "folder"), ("prescription", "max_charge_per_phase_uc"), ("stimulator", "serial"), ("page", "port")}
     by_default |= {("emg", "hold_ms")} | {
         ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
     }

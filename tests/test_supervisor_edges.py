@@ -111,9 +111,10 @@ def test_states_events_and_what_follows_are_those_of_the_design():
         "button",
         "trigger",
         "request",
+        "note",
         "tick",
     ]
-    assert {kind: supervisor.RANK[kind] for kind in Kind} == dict(zip(Kind, range(21), strict=True))
+    assert {kind: supervisor.RANK[kind] for kind in Kind} == dict(zip(Kind, range(22), strict=True))
     assert [(cause.name, cause.value) for cause in Cause] == [("EMG", 1), ("FORCE", 2), ("MANUAL", 3)]
     assert [output.value for output in Output] == ["none", "pulse", "stop", "arm", "disarm"]
     assert supervisor._SEVERITY == {Output.NONE: 0, Output.PULSE: 1, Output.ARM: 2, Output.DISARM: 3, Output.STOP: 4}
@@ -137,6 +138,7 @@ def test_the_table_is_that_of_the_design():
         Kind.BUTTON: "button",
         Kind.TRIGGER: "ask",
         Kind.REQUEST: "ask",
+        Kind.NOTE: "note",
         Kind.TICK: "nothing",
     }
     some = {  # of OFF, IDLE, ARMED, STIMULATING, LOCKOUT, FAULT
