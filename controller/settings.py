@@ -1059,6 +1059,11 @@ def sentences(settings: Settings, path: str | Path) -> str:
         f"  in 24 h at most {rx.max_on_time_min_in_24_h:g} min, {rx.max_pulses_in_24_h} pulses, {rx.max_charge_mc_in_24_h:g} mC",
         f"  arming ends after {rx.arming_expires_min:g} min without a person",
         "",
+        *(
+            [f"The patient's button is {settings.button.device} {settings.button.key or settings.button.line}".rstrip()]
+            if settings.button
+            else []
+        ),
         f"Stimulator {settings.stimulator.driver}, {box}, port {settings.stimulator.port};"
         f" sessions go to the folder {settings.session.folder}",
         *(f"Note: {note}" for note in _notes(settings)),
