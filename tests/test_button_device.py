@@ -398,6 +398,11 @@ def test_edges_of_a_serial_line(monkeypatch):
     assert device.wait(1.0).closed is False
     assert device.wait(0.0) is None
     device.close()
+    bits = iter([0x20, 0x20, 0])
+    inverted = serial_line.SerialLine("/dev/x", "cts", invert=True)
+    assert inverted.open() is False
+    assert inverted.wait(1.0).closed is True
+    inverted.close()
     with pytest.raises(DeviceMismatchError, match="cts, dsr, ri, cd"):
         serial_line.SerialLine("/dev/x", "rts")
 
