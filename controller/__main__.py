@@ -181,6 +181,20 @@ def parser() -> argparse.ArgumentParser:
         "--as", dest="names", nargs="+", metavar="NAME", default=[], help="in the protocol of these drivers, until one is answered"
     )
 
+    button = commands.add_parser("button", help="look for the patient's button")
+    buttons = button.add_subparsers(required=True, metavar="COMMAND")
+    text = "press the button when asked: prints the lines that the settings need for it"
+    learn = buttons.add_parser("learn", help=text, description=text)
+    learn.add_argument("--seconds", type=float, default=20.0, help="how long a press is waited for (default 20)")
+    learn.add_argument(
+        "--port",
+        action="append",
+        default=[],
+        help="listen to the lines of this serial port too; opening it moves DTR and RTS (may be said again)",
+    )
+    learn.add_argument("--json", action="store_true", help="print one JSON object")
+    learn.set_defaults(run=run_button_learn)
+
     stimulator = commands.add_parser("stimulator", help="look at one stimulator")
     stimulators = stimulator.add_subparsers(required=True, metavar="COMMAND")
     text = "who the box is and how it is; with --pulse one weak pulse of what is prescribed, after your yes"
@@ -622,6 +636,13 @@ def run_devices(args: argparse.Namespace) -> int:
     from controller import devices
 
     return devices.command(args)
+
+
+def run_button_learn(args: argparse.Namespace) -> int:
+    """Which button is pressed."""
+    from controller import learn_button
+
+    return learn_button.command(args)
 
 
 def run_stimulator_test(args: argparse.Namespace) -> int:

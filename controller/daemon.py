@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import audit, describe, dose, messages, realtime, recording, settings
+from controller import audit, button, describe, dose, messages, realtime, recording, settings
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
@@ -49,6 +49,7 @@ RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+BUTTON_AGAIN_S = 2.0  # after it was started: before it is started again
 
 
 class StartError(Exception):
@@ -95,12 +96,31 @@ class PageProcess:
 
     def close(self) -> None:
         """End it."""
-        self.process.terminate()
-        try:
-            self.process.wait(PAGE_END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process)
+
+
+class ButtonProcess:
+    """The process that listens to the patient's button; while there is none, guard hears nothing of a button and acts by C4."""
+
+    def __init__(self, bed: str, config: Settings) -> None:
+        assert config.button
+        # below the loop's: a button that babbles must not hold it up
+        words = button.arguments(bed, **config.button.model_dump(), priority=max(0, config.realtime.loop_priority - 1))
+        self.process = subprocess.Popen([sys.executable, "-m", "controller.button", *words], stdin=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        """End it."""
+        end_process(self.process)
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process that holds nothing of ours, by force if need be."""
+    process.terminate()
+    try:
+        process.wait(PAGE_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Daemon:
@@ -149,6 +169,8 @@ class Daemon:
         self.link: socket.socket | None = None
         self.feed = Feed(config, VETOES) if config.page.port else None
         self.page: PageProcess | None = None
+        self.button: ButtonProcess | None = None
+        self.button_again_s = 0.0
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
@@ -235,6 +257,7 @@ class Daemon:
         self.start_guard()
         self.start_loop()
         self.start_page()
+        self.start_button()
 
     def mark(self) -> None:
         """Once a second: where the audit ends, a boundary to resynchronise at, everything on the disk."""
@@ -254,7 +277,7 @@ class Daemon:
                 self.link.send(b"end")
             except OSError:
                 pass
-        for child in (self.page, self.guard, self.loop):
+        for child in (self.page, self.button, self.guard, self.loop):
             if child:
                 child.close()
         try:
@@ -325,9 +348,27 @@ class Daemon:
         self.page_deaths.append(now_s)
         self.start_page()
 
+    def start_button(self) -> None:
+        """Start the button's process, if there is to be a button."""
+        if self.config.button:
+            self.button = ButtonProcess(self.bed, self.config)
+            self.button_again_s = time.monotonic() + BUTTON_AGAIN_S
+
+    def look_after_button(self) -> None:
+        """Start a button's process that ended again, once in a while; guard has noticed by itself, and disarmed."""
+        now_s = time.monotonic()
+        if self.button is None or self.button.process.poll() is None or now_s < self.button_again_s:
+            return
+        code, self.button = self.button.process.returncode, None
+        self.note("button ended", exit_code=code)
+        self.tell(f"the button's process ended (exit code {code}){'' if code == 2 else ' and is started again'}")
+        if code != 2:  # it said what is wrong; trying again would say the same
+            self.start_button()
+
     def look_after_children(self) -> None:
         """Say how a child ended and start it again; automatic mode then waits for a person."""
         self.look_after_page()
+        self.look_after_button()
         for child in (self.guard, self.loop):
             how = child.how_it_ended() if child else None
             if child is None or how is None:

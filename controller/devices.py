@@ -281,7 +281,7 @@ def seen_words(facts: dict[str, Any]) -> list[str]:
         about = f"{stream['type'] or 'no type'}, {stream['channels']} ch, {rate}, on {stream['host']}, source_id {stream['source_id']!r}"
         lines.append(f"  {stream['name']!r}: {about}")
     lines += [] if facts["streams"] else ["  none"]
-    lines.append("input devices that could be a button")
+    lines.append("input devices that could be a button (`calmloop button learn` says which one is pressed)")
     for device in facts["inputs"]:
         may = "" if device["readable"] else "; may not be read by this user (group input)"
         where = device["by_id"] or device["device"]

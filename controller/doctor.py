@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from controller.settings import Button
+
 ONLINE = Path("/sys/devices/system/cpu/online")
 
 
@@ -76,6 +78,8 @@ def _bed(row: Any, config_path: str) -> None:
     if config.realtime.cpus:
         _cpus(row, config.realtime.cpus)
     _port(row, config.stimulator.driver, config.stimulator.port)
+    if config.button:
+        _button(row, config.button)
     folder = Path(config.session.folder)
     nearest = folder if folder.is_dir() else folder.absolute().parent
     row(
@@ -150,6 +154,24 @@ def _port(row: Any, driver: str, port: str) -> None:
     fact = f"exclusive: {devices.value_words(link['exclusive'])}, low latency: {devices.value_words(link['low_latency'])}"
     mend = "neither is a must: others must leave the port alone, and an FTDI chip may hand over answers 16 ms late"
     row(f"{what}, line", bool(link["exclusive"] and link["low_latency"]), fact, mend, needed=False)
+
+
+def _button(row: Any, button: Button) -> None:
+    """The patient's button: there, ours, and open while nobody presses it."""
+    from drivers import buttons
+    from drivers.base import DriverError
+
+    device = buttons.load(**button.model_dump())
+    try:
+        closed = device.open()
+    except DriverError as error:
+        mend = "plug it in, end what holds it, let this user read it (usermod -aG input); `calmloop button learn` finds its name"
+        row(f"button {button.device}", False, str(error), mend)
+        return
+    finally:
+        device.close()
+    fact = "there, and closed: guard will not arm" if closed else "there, and open"
+    row(f"button {button.device}", not closed, fact, "let it go; where nobody holds it, invert is wrong in [button]")
 
 
 def _group(port: str) -> str:

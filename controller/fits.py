@@ -1,4 +1,4 @@
-"""Whether the stimulator of the settings can give their trains: what its driver, and then guard, would refuse, told before anything starts.
+"""Whether stimulator and button of the settings fit: what their drivers, and then guard, would refuse, told before anything starts.
 
 Apart from `settings.py`, since the loop reads settings and must not even know that there are stimulators.
 """
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from controller.guard import device_of
 from controller.limits import prescription_from
 from controller.settings import SettingsError, guard_view
-from drivers.base import LimitError, PulseTrain
+from drivers import buttons
+from drivers.base import DriverError, LimitError, PulseTrain
 from drivers.stimulators import limits_of, refusals
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def problems(settings: Settings) -> list[str]:
     try:
         can = limits_of(box.driver, box.options)
     except LimitError as error:
-        return [f"[stimulator]: {error}"]
+        return [f"[stimulator]: {error}", *button_problems(settings)]
     found = []
     for name, train, why in zip(settings.trains, trains, refusals(box.driver, box.options, trains), strict=True):
         if train.current_ma * 1000 > can.max_current_ua:
@@ -46,4 +47,14 @@ def problems(settings: Settings) -> list[str]:
             prescription_from(guard_view(settings), device_of(can))
         except ValueError as error:
             found.append(f"[stimulator]: with a {can.model} guard would not start: {error}")
-    return found
+    return found + button_problems(settings)
+
+
+def button_problems(settings: Settings) -> list[str]:
+    """What the button's driver would refuse, without looking at the device."""
+    if settings.button:
+        try:
+            buttons.load(**settings.button.model_dump())
+        except DriverError as error:
+            return [f"[button]: {error}"]
+    return []

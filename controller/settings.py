@@ -138,6 +138,18 @@ def _different(items: tuple[_Item, ...]) -> tuple[_Item, ...]:
 _PRINTABLE = r"^[^\p{C}\p{Zl}\p{Zp}]+$"  # names stand in logs, on screens and in TOML: no control characters, no line breaks
 Text = Annotated[str, Field(max_length=200, pattern=_PRINTABLE, title="a text of 1 to 200 printable characters")]
 TextOrNone = Annotated[str, Field(max_length=200, pattern=_PRINTABLE.replace("+", "*"), title="a text of at most 200 printable characters")]
+ButtonDevice = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern=r"^(hid|serial|lsl):[^\p{C}\p{Zl}\p{Zp}]+$",
+        title='"hid:/dev/input/by-id/...", "serial:/dev/serial/by-id/..." or "lsl:STREAM"',
+    ),
+]
+Key = Annotated[
+    str,
+    Field(pattern=r"^((KEY|BTN)_[A-Z0-9]{1,20}|[0-9]{1,4}|)$", title='a key\'s name or number, such as "KEY_SPACE" or "57"; empty = none'),
+]
 TrainName = Annotated[str, Field(max_length=50, pattern=r"^[A-Za-z0-9_-]+$")]
 _TRAIN_NAME_WORDS = "must be 1 to 50 of the characters A-Z, a-z, 0-9, _ and -"
 # strict=False belongs to the list alone: TOML has lists, frozen settings have tuples; the items stay strict.
@@ -361,6 +373,15 @@ class Page(Table):
     port: int = Field(default=0, ge=0, le=65535, description="where it is served, http://127.0.0.1:PORT; 0 = no page")
 
 
+class Button(Table):
+    """`[button]`: the patient's button; `calmloop button learn` prints these lines."""
+
+    device: ButtonDevice = Field(description="the input device, serial port or LSL stream of markers")
+    key: Key = Field(default="", description="hid: the key that the button sends")
+    line: Literal["", "cts", "dsr", "ri", "cd"] = Field(default="", description="serial: the line that the contact joins to DTR or RTS")
+    invert: bool = Field(default=False, description="the contact is open while the button is pressed")
+
+
 class Settings(Table):
     """The whole file. Made by `load` or `parse` alone: they also check what tables mean to each other."""
 
@@ -375,6 +396,7 @@ class Settings(Table):
     stimulator: Stimulator = Field(description="the stimulator and its port")
     realtime: Realtime = Field(default=Realtime(), description="what we ask of the operating system")
     page: Page = Field(default=Page(), description="the page in a browser")
+    button: Button | None = Field(default=None, description="the patient's button")
 
     @property
     def rules(self) -> tuple[EmgRule | ForceRule, ...]:
@@ -534,6 +556,7 @@ TABLES: dict[str, type[Table]] = {
     "stimulator": Stimulator,
     "realtime": Realtime,
     "page": Page,
+    "button": Button,
 }
 _MANY = ("trains", "emg_rules", "force_rules", "joins")  # the tables of which there can be several
 _UNITS = {
@@ -677,6 +700,9 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
                 words = f"must be at most {key}_in_24_h, {day:g}: a session is a part of a day"
                 yield _Problem(("prescription", f"{key}_in_session"), f" = {session} {words}")
 
+    if button := _sound(Button, raw.get("button")):
+        yield from _button_problems(button, stimulator)
+
     realtime = _sound(Realtime, raw.get("realtime", {}))
     if realtime and realtime.loop_priority and realtime.guard_priority <= realtime.loop_priority:
         yield _Problem(
@@ -804,6 +830,21 @@ def _option_problems(stimulator: Stimulator) -> Iterator[_Problem]:
         yield _Problem(("stimulator", "driver"), f" = {_short(stimulator.driver)} must be measured first, into a load, {words}")
     elif stimulator.experimental and stimulator.driver not in EXPERIMENTAL:
         yield _Problem(("stimulator", "experimental"), f" = true means nothing to {stimulator.driver}: leave it out")
+
+
+def _button_problems(button: Button, stimulator: Stimulator | None) -> Iterator[_Problem]:
+    """What this kind of button must be told, and what it must not."""
+    kind, _, where = button.device.partition(":")
+    for key, owner, example in (("key", "hid", "KEY_SPACE"), ("line", "serial", "cts")):
+        value = getattr(button, key)
+        if kind == owner and not value:
+            yield _Problem(
+                ("button", key), f' is missing: a {kind} button must be told, such as "{example}"; `calmloop button learn` finds it'
+            )
+        elif value and kind != owner:
+            yield _Problem(("button", key), f" = {_short(value)} means nothing to a {kind} button: leave it out")
+    if kind == "serial" and stimulator and where == stimulator.port:
+        yield _Problem(("button", "device"), f" = {_short(button.device)} is the stimulator's port: the button must have one of its own")
 
 
 def _device_problems(name: str, train: Train, stimulator: Stimulator) -> Iterator[_Problem]:
@@ -1018,6 +1059,11 @@ def sentences(settings: Settings, path: str | Path) -> str:
         f"  in 24 h at most {rx.max_on_time_min_in_24_h:g} min, {rx.max_pulses_in_24_h} pulses, {rx.max_charge_mc_in_24_h:g} mC",
         f"  arming ends after {rx.arming_expires_min:g} min without a person",
         "",
+        *(
+            [f"The patient's button is {settings.button.device} {settings.button.key or settings.button.line}".rstrip()]
+            if settings.button
+            else []
+        ),
         f"Stimulator {settings.stimulator.driver}, {box}, port {settings.stimulator.port};"
         f" sessions go to the folder {settings.session.folder}",
         *(f"Note: {note}" for note in _notes(settings)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from math import sqrt
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -262,4 +262,38 @@ class Stimulator(Protocol):
 
     def close(self) -> None:
         """Stop, disarm, release the port. May be called twice."""
+        ...
+
+
+# --- buttons ----------------------------------------------------------------------------------------------------------------------
+class Edge(NamedTuple):
+    """A contact that closed or opened.
+
+    Attributes
+    ----------
+    closed : bool
+    time_ns : int
+        When, on the host's monotonic clock: as the kernel stamped it where it does, else when it was seen.
+    """
+
+    closed: bool
+    time_ns: int
+
+
+class Button(Protocol):
+    """A contact that a person closes. It tells edges as they are, bounces and all: guard's supervisor makes presses of them (C3).
+
+    Life: constructed (no input or output) -> `open` -> `wait`... -> `close`, and `open` again.
+    """
+
+    def open(self) -> bool:
+        """Open the device for us alone; returns whether the contact is closed. Raises `DeviceNotFoundError`, `DeviceMismatchError`."""
+        ...
+
+    def wait(self, timeout_s: float) -> Edge | None:
+        """Block until the next edge, at most so long; None = there was none. Raises `PortLostError`."""
+        ...
+
+    def close(self) -> None:
+        """Let the device go. May be called twice."""
         ...

@@ -34,7 +34,12 @@ PAGE = """
 [page]
 port = 8137
 """
-WHOLE = DEMO + JOINS + PAGE  # every table that there is
+BUTTON = """
+[button]
+device = "lsl:pedal"
+invert = true
+"""
+WHOLE = DEMO + JOINS + PAGE + BUTTON  # every table that there is
 
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
@@ -364,7 +369,7 @@ def test_missing():
 @pytest.mark.parametrize("table", module.TABLES)
 @pytest.mark.parametrize("value", [3, "x", [1], None, [[]]])
 def test_a_table_that_is_none(table, value):
-    if not (value is None and table in ("emg", "force")):
+    if not (value is None and table in ("emg", "force", "button")):
         assert any(line.startswith(f"x.toml: [{table}]") or f"[[{table}]]" in line for line in problems(demo() | {table: value}))
 
 
@@ -845,7 +850,7 @@ def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
         (table, key)
         for table, model in module.TABLES.items()
         for key, field in model.model_fields.items()
-        if field.annotation not in (int, float) and (table, key) in where and key not in ("channels", "cpus")
+        if field.annotation not in (int, float, bool) and (table, key) in where and key not in ("channels", "cpus")
     ]
     assert len(texts) >= 14
     for table, key in texts:
@@ -855,10 +860,10 @@ def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
         assert "must be" in line
 
 
-def test_only_one_setting_is_a_boolean():
+def test_only_two_settings_are_booleans():
     """So `true` and `false` (and YAML's yes and no, which TOML does not know) are wrong wherever else they stand."""
     fields = {key: field for model in module.TABLES.values() for key, field in model.model_fields.items()}
-    assert [key for key, field in fields.items() if field.annotation is bool] == ["experimental"]
+    assert [key for key, field in fields.items() if field.annotation is bool] == ["experimental", "invert"]
     assert "experimental = 1 must be true or false" in problems(demo({("stimulator", "experimental"): 1}))[0]
 
 
@@ -868,7 +873,7 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default |= {("emg", "hold_ms")} | {
         ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
     }
-    by_default |= {("joins", key) for key in ("how", "within_ms")}
+    by_default |= {("joins", key) for key in ("how", "within_ms")} | {("button", "invert")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(WHOLE).items():
         text = with_line(number, None)
