@@ -174,6 +174,19 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    install = add("install", run_install, "make a bed a service of systemd: its unit, udev rules and limits; runs no command")
+    scope = install.add_mutually_exclusive_group(required=True)
+    scope.add_argument("--system", dest="scope", action="store_const", const="system", help="of the machine, from its start")
+    scope.add_argument("--user", dest="scope", action="store_const", const="user", help="of this user")
+    install.add_argument("config", help="settings file")
+    install.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="name of the bed and of its unit (default bed)")
+    install.add_argument(
+        "--as", dest="run_as", metavar="USER", type=bed_name, help="who it runs as (default: calmloop, or with --user you)"
+    )
+    install.add_argument("--root", type=Path, metavar="DIR", help="write below this folder, for images and tries")
+    install.add_argument("--dry-run", action="store_true", help="print every file with its path, write nothing")
+    install.add_argument("--overwrite", action="store_true", help="even where another file stands")
+
     devices = add("devices", run_devices, "serial ports, LSL streams and buttons that are there; nothing is opened unless you name it")
     devices.add_argument("--seconds", type=float, default=1.0, help="how long LSL streams are looked for (default 1)")
     devices.add_argument("--ask", metavar="PORT", help="open this port and ask who is there; to a trigger box each byte is a pulse")
@@ -615,6 +628,13 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_install(args: argparse.Namespace) -> int:
+    """A bed's service."""
+    from controller import install
+
+    return install.command(args)
 
 
 def run_devices(args: argparse.Namespace) -> int:
