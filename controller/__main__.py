@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
         sub = add(name, run_person, text)
         sub.set_defaults(do=name)
         sub.add_argument("--bed", type=bed_name, default=None, help="which bed, where several are running")
+        if name == "status":
+            sub.add_argument("--watch", action="store_true", help="show it anew twice a second, until ^C")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
             sub.add_argument(
@@ -293,6 +295,10 @@ BY_HAND = "SWITCH ITS STIMULATOR OFF BY HAND"
 
 def run_person(args: argparse.Namespace) -> int:
     """stop, status, trigger, arm, disarm, clear: ask guard."""
+    if args.do == "status" and args.watch:
+        from controller import watch
+
+        return watch.command(args)
     names = [args.bed] if args.bed else messages.beds()
     if not names:
         by_hand = "; if a stimulator is on, SWITCH IT OFF BY HAND" if args.do == "stop" else ""
