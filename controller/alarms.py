@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HIGH, MEDIUM, LOW = "high", "medium", "low"
+DISK_LOW_BYTES = 2_000_000_000  # F5 of the safety notes
 #: name of every alarm, and its level
 LEVELS = {
     "unknown": HIGH,
@@ -22,6 +23,7 @@ LEVELS = {
     "no_data": MEDIUM,
     "not_recorded": MEDIUM,
     "records_lost": MEDIUM,
+    "disk_low": MEDIUM,
     "late": LOW,
 }
 
@@ -62,6 +64,8 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
         "no_data": s and s.get("rules") and not s.get("data_ok") and "no fresh signal: no automatic stimulation",
         "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
         "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",
+        "disk_low": s.get("disk_free_bytes", DISK_LOW_BYTES) < DISK_LOW_BYTES
+        and f"{s.get('disk_free_bytes', 0) / 1e9:.1f} GB are free: what cannot be recorded ends the session",
         "late": s.get("late"),
     }
     return [Alarm(name, str(words)) for name, words in on.items() if words]

@@ -172,6 +172,7 @@ def test_what_is_no_number_is_left_out(status):
         ({"state": "OFF"}, "no_stimulator"),
         ({"data_ok": False}, "no_data"),
         ({"records_lost": 2}, "records_lost"),
+        ({"disk_free_bytes": 1_999_999_999}, "disk_low"),
         ({"late": "late by 80 ms"}, "late"),
     ],
 )
@@ -186,6 +187,7 @@ def test_alarms_that_guard_tells_come_before_milder_ones(status):
     told = [(a.name, a.level) for a in alarms(facts, {"stop_confirmed": False, "recorder_ok": False}, asked=True)]
     assert told == [("stop_unconfirmed", "high"), ("no_data", "medium"), ("not_recorded", "medium"), ("late", "low")]
     assert [a.name for a in alarms(status, None, asked=True)] == ["guard_silent"]
+    assert alarms(status | {"disk_free_bytes": 2_000_000_000}) == []
     assert alarms(status, {"stop_confirmed": None, "recorder_ok": True}, asked=True) == []
     order = ["high", "medium", "low"]
     assert sorted(LEVELS.values(), key=order.index) == list(LEVELS.values())
