@@ -48,6 +48,12 @@ def look(names: set[str]) -> list[Bed]:
     return [Bed(name, messages.daemon_status(name), answers.get(name)) for name in sorted(names)]
 
 
+def urgency(bed: Bed) -> tuple[int, str]:
+    """Order of beds: what is cut off below must be what matters least."""
+    levels = [alarm.level for alarm in alarms(bed.status, bed.guard, asked=True)]
+    return (HIGH, MEDIUM, LOW).index(levels[0]) if levels else 3, bed.name
+
+
 def lines_of(bed: Bed, colour: bool) -> list[str]:
     """One bed as lines: its state first, then alarms, then the rest."""
     s = bed.status or {}
@@ -129,7 +135,10 @@ def screen(beds: list[Bed], colour: bool, columns: int, rows: int) -> str:
     columns, rows : int
         Its size, in characters.
     """
-    lines = [line for bed in beds for line in [*lines_of(bed, colour), ""]] or ["no bed is running that can be found from here", ""]
+    lines = [line for bed in sorted(beds, key=urgency) for line in [*lines_of(bed, colour), ""]] or [
+        "no bed is running that can be found from here",
+        "",
+    ]
     lines.append(f"{time.strftime('%H:%M:%S')}  ^C ends this and no bed")
     shown = [_cut(line, columns) for line in lines]
     if len(shown) > rows > 1:

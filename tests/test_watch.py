@@ -144,6 +144,13 @@ def test_it_fits_whatever_the_window_and_whatever_the_words(columns, rows):
     drawn(None, None, columns, rows, n=9)
 
 
+def test_the_bed_that_needs_somebody_is_on_top():
+    states = {"a": STATUS, "b": STATUS | {"late": "late"}, "c": STATUS | {"state": "LOCKOUT"}, "d": STATUS, "e": None}
+    terminal = Terminal(100, 99)
+    terminal.take(watch.screen([watch.Bed(name, status, GUARD) for name, status in states.items()], True, 100, 99))
+    assert re.findall(r"bed (\w)\b", "\n".join(terminal.lines())) == ["e", "c", "b", "a", "d"]
+
+
 def test_without_colour_there_is_none():
     terminal = drawn(colour=False)
     assert not terminal.colours
