@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller import messages
-from controller.alarms import HIGH, LOW, MEDIUM, Alarm, alarms
+from controller.alarms import HIGH, LOW, MEDIUM, alarms
 
 if TYPE_CHECKING:
     import argparse
@@ -54,8 +55,8 @@ def urgency(bed: Bed) -> tuple[int, str]:
     return (HIGH, MEDIUM, LOW).index(levels[0]) if levels else 3, bed.name
 
 
-def lines_of(bed: Bed, colour: bool) -> list[str]:
-    """One bed as lines: its state first, then alarms, then the rest."""
+def lines_of(bed: Bed, colour: bool, columns: int = 1000) -> list[str]:
+    """One bed as lines: its state first, then alarms, which are not cut off at the right, then the rest."""
     s = bed.status or {}
     state = s.get("state", UNKNOWN)
     word = f"{state} automatic" if s.get("automatic") else state
@@ -64,7 +65,9 @@ def lines_of(bed: Bed, colour: bool) -> list[str]:
         lines = [_in(STATE_COLOURS.get(state, STATE_COLOURS[UNKNOWN]), _plain(line)) for line in (" " * len(head), head, " " * len(head))]
     else:
         lines = [f"==={head}==="]
-    lines += [_alarm(alarm, colour) for alarm in alarms(bed.status, bed.guard, asked=True)]
+    for alarm in alarms(bed.status, bed.guard, asked=True):
+        text = textwrap.wrap(_plain(f"{alarm.level.upper():<6} {alarm.words}"), max(20, columns), subsequent_indent=" " * 7)
+        lines += [_in(ALARM_COLOURS[alarm.level], line) if colour else line for line in text]
     return [*lines, *(f"  {name:<14}{text}" for name, text in facts(s, bed.guard or {}) if text)]
 
 
@@ -103,16 +106,12 @@ def _dose(given: Mapping[str, Any] | None, allowed: Mapping[str, Any] | None) ->
 
 def _latency(measured: Mapping[str, Mapping[str, Any]]) -> str:
     shown = [(name, measured[name]) for name in ("sample_age", "request_transit", "ack") if measured.get(name, {}).get("n")]
-    return "; ".join(f"{name.replace('_', ' ')} p99 {_ms(q['p99_ms'])}, max {_ms(q['max_ms'])}" for name, q in shown)
+    words = [f"{name.replace('_', ' ')} {q['p99_ms']:.2f} / {q['max_ms']:.2f}" for name, q in shown]
+    return f"{', '.join(words)} ms (p99 / max)" if words else ""
 
 
 def _ms(value: float | None) -> str:
     return "?" if value is None else f"{value:.2f} ms"
-
-
-def _alarm(alarm: Alarm, colour: bool) -> str:
-    text = f"{alarm.level.upper():<6} {alarm.words}"
-    return _in(ALARM_COLOURS[alarm.level], _plain(text)) if colour else text
 
 
 def _in(codes: str, text: str) -> str:
@@ -135,7 +134,7 @@ def screen(beds: list[Bed], colour: bool, columns: int, rows: int) -> str:
     columns, rows : int
         Its size, in characters.
     """
-    lines = [line for bed in sorted(beds, key=urgency) for line in [*lines_of(bed, colour), ""]] or [
+    lines = [line for bed in sorted(beds, key=urgency) for line in [*lines_of(bed, colour, columns), ""]] or [
         "no bed is running that can be found from here",
         "",
     ]

@@ -114,7 +114,7 @@ def test_the_state_comes_first_then_alarms_then_the_rest():
         "90.0 s (10 % of what is allowed)",
         "75 pulses",
         "3.25 ms",
-        "ack p99 1.50 ms",
+        "ack 1.50 / 2.00 ms (p99 / max)",
         "2.0 MB",
         "soleus at rest",
     ):
@@ -149,6 +149,13 @@ def test_the_bed_that_needs_somebody_is_on_top():
     terminal = Terminal(100, 99)
     terminal.take(watch.screen([watch.Bed(name, status, GUARD) for name, status in states.items()], True, 100, 99))
     assert re.findall(r"bed (\w)\b", "\n".join(terminal.lines())) == ["e", "c", "b", "a", "d"]
+
+
+def test_a_narrow_window_cuts_no_alarm_off():
+    reason = " ".join(f"word{i}" for i in range(30))
+    lines = drawn(STATUS | {"state": "FAULT", "reason": reason}, columns=40).lines()
+    end = next(i for i, line in enumerate(lines) if line.startswith("  why"))
+    assert f"fault, output is off: {reason}" in " ".join(" ".join(lines[:end]).split())
 
 
 def test_without_colour_there_is_none():
