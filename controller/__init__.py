@@ -11,10 +11,11 @@ from pathlib import Path
 
 
 def cache_folder(*packages: Path) -> Path:
-    """Folder of compiled code that belongs to these packages' files as they are now, in the first."""
+    """Folder of compiled code that belongs to these packages' files as they are now, in the first or in CALMLOOP_CACHE_DIR."""
     files = sorted(file for package in packages for file in package.rglob("*.py"))
     state = repr([(os.fspath(file.relative_to(file.parents[1])), (stat := file.stat()).st_mtime_ns, stat.st_size) for file in files])
-    return packages[0] / "__pycache__" / f"compiled-{blake2b(state.encode(), digest_size=8).hexdigest()}"
+    base = os.environ.get("CALMLOOP_CACHE_DIR")  # for a service that may not write where it is installed
+    return (Path(base) if base else packages[0] / "__pycache__") / f"compiled-{blake2b(state.encode(), digest_size=8).hexdigest()}"
 
 
 _HERE = Path(__file__).resolve().parent

@@ -95,6 +95,8 @@ def parser() -> argparse.ArgumentParser:
         sub = add(name, run_person, text)
         sub.set_defaults(do=name)
         sub.add_argument("--bed", type=bed_name, default=None, help="which bed, where several are running")
+        if name == "status":
+            sub.add_argument("--watch", action="store_true", help="show it anew twice a second, until ^C")
         if name == "arm":
             sub.add_argument("--button-only", action="store_true", help="no automatic stimulation")
             sub.add_argument(
@@ -173,6 +175,19 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
+
+    install = add("install", run_install, "make a bed a service of systemd: its unit, udev rules and limits; runs no command")
+    scope = install.add_mutually_exclusive_group(required=True)
+    scope.add_argument("--system", dest="scope", action="store_const", const="system", help="of the machine, from its start")
+    scope.add_argument("--user", dest="scope", action="store_const", const="user", help="of this user")
+    install.add_argument("config", help="settings file")
+    install.add_argument("--bed", type=bed_name, default=DEFAULT_BED, help="name of the bed and of its unit (default bed)")
+    install.add_argument(
+        "--as", dest="run_as", metavar="USER", type=bed_name, help="who it runs as (default: calmloop, or with --user you)"
+    )
+    install.add_argument("--root", type=Path, metavar="DIR", help="write below this folder, for images and tries")
+    install.add_argument("--dry-run", action="store_true", help="print every file with its path, write nothing")
+    install.add_argument("--overwrite", action="store_true", help="even where another file stands")
 
     devices = add("devices", run_devices, "serial ports, LSL streams and buttons that are there; nothing is opened unless you name it")
     devices.add_argument("--seconds", type=float, default=1.0, help="how long LSL streams are looked for (default 1)")
@@ -294,6 +309,10 @@ BY_HAND = "SWITCH ITS STIMULATOR OFF BY HAND"
 
 def run_person(args: argparse.Namespace) -> int:
     """stop, status, trigger, arm, disarm, clear: ask guard."""
+    if args.do == "status" and args.watch:
+        from controller import watch
+
+        return watch.command(args)
     names = [args.bed] if args.bed else messages.beds()
     if not names:
         by_hand = "; if a stimulator is on, SWITCH IT OFF BY HAND" if args.do == "stop" else ""
@@ -629,6 +648,13 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_install(args: argparse.Namespace) -> int:
+    """A bed's service."""
+    from controller import install
+
+    return install.command(args)
 
 
 def run_devices(args: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from controller import audit, button, describe, dose, messages, realtime, record
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
+from controller.notify import Notifier
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
 from controller.web.feed import Feed
@@ -174,6 +175,7 @@ class Daemon:
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
+        self.guard_answers = False  # the first has passed its own test and serves
         self.exit_code = 0
         self.status_problem = ""  # what was told of it last
         self.drained = True  # every row of guard that was read is on the disk
@@ -207,6 +209,7 @@ class Daemon:
         self.heard: list[tuple[tuple[float, float], Any]] = []  # what the rules said since they were last described, and the newest stamps
         self.newest_s = (0.0, 0.0)  # of EMG and force, as last described
         self.last_line, self.repeats = "", 0
+        self.notify = Notifier()
 
     # --- life ----------------------------------------------------------------------------------------------------------------
     def run(self) -> int:
@@ -220,6 +223,7 @@ class Daemon:
                 self.drain()
                 self.look_after_children()
                 now_s = time.monotonic()
+                self.notify.turn(now_s, ready=self.guard_answers, status=f"{self.status['state']}: {self.status['reason']}")
                 if now_s - mark_s >= MARK_S:
                     mark_s = now_s
                     self.mark()
@@ -272,6 +276,7 @@ class Daemon:
 
     def end(self) -> None:
         """Stop output, end the children, close the files."""
+        self.notify.stopping(self.ending)
         if self.link:
             try:
                 self.link.send(b"end")
@@ -522,6 +527,7 @@ class Daemon:
         """Take over guard's verdict; what matters goes into the audit and to the people."""
         s = self.status
         if "start_ns" in row:
+            self.guard_answers = True
             self.see_realtime("guard", row["realtime"])
             self.audit.add(row["start_ns"], "guard started", **{k: v for k, v in row.items() if k != "start_ns"})
             return

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controller import install, messages
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
@@ -44,6 +46,7 @@ def checks(config_path: str | None) -> list[dict[str, Any]]:
     _realtime(row)
     cpus = os.cpu_count() or 1
     row("CPUs", cpus >= 2, str(cpus), "loop and guard want two", needed=False)
+    rows += install.missing(messages.user(), config=config_path or "CONFIG")
     if config_path:
         _bed(row, config_path)
     return rows

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from controller.recording import RecordedCycle
-    from controller.settings import Settings
+    from controller.settings import Prescription, Settings
 
 STATUS, COLUMNS, MARK, SCENE = 1, 2, 3, 4  # kinds of records
 RING_BYTES = 4 << 20
@@ -60,6 +60,18 @@ class Columns:
         return HEAD.pack(self.what, first % 2**32, n, self.n_traces) + out.tobytes()
 
 
+def limits(rx: Prescription) -> dict[str, dict[str, float]]:
+    """The prescription's limits of the dose, in the units of `dose.summary`."""
+    return {
+        "session": {
+            "on_time_s": rx.max_on_time_min_in_session * 60,
+            "pulses": rx.max_pulses_in_session,
+            "charge_mc": rx.max_charge_mc_in_session,
+        },
+        "day": {"on_time_s": rx.max_on_time_min_in_24_h * 60, "pulses": rx.max_pulses_in_24_h, "charge_mc": rx.max_charge_mc_in_24_h},
+    }
+
+
 class Feed:
     """The daemon's end.
 
@@ -85,6 +97,7 @@ class Feed:
             "force_unit": config.force.unit if config.force else "",
             "rules": self.rules,
             "column_hz": COLUMN_HZ,
+            "limits": limits(config.prescription),
         }
 
     def see(self, cycles: Sequence[RecordedCycle]) -> None:

@@ -30,7 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from controller import messages, realtime
 from controller.ring import RingReader
-from controller.web import feed
+from controller.web import feed, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,6 +168,12 @@ class Page:
         fresh = bool(self.status) and monotonic_ns() - self.status["written_ns"] < messages.STATUS_STALE_NS
         state = self.status.get("state", "unknown") if fresh else "unknown"
         return JSONResponse({"ok": fresh, "state": state}, 200 if fresh else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        age_s = (monotonic_ns() - self.status["written_ns"]) / 1e9 if self.status else None
+        told = metrics.text(self.status, age_s, messages.STATUS_STALE_NS / 1e9)
+        return Response(told, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def stop(self, request: Request) -> Response:
         """STOP without a websocket: a plain form, a plain button."""
@@ -323,6 +329,7 @@ def application(page: Page) -> ASGIApp:
     routes = [
         Route("/", page.index),
         Route("/health", page.health),
+        Route("/metrics", page.metrics),
         Route("/stop", page.stop, methods=["POST"]),
         Route("/pair", page.pair, methods=["POST"]),
         Route("/{name}", page.static),

@@ -1,0 +1,71 @@
+"""What a person must look at, from the daemon's report and guard's answer: the same words for the terminal and for machines.
+
+Standard library alone. The levels are those of IEC 60601-1-8: high, medium, low.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+HIGH, MEDIUM, LOW = "high", "medium", "low"
+DISK_LOW_BYTES = 2_000_000_000  # F5 of the safety notes
+#: name of every alarm, and its level
+LEVELS = {
+    "unknown": HIGH,
+    "stop_unconfirmed": HIGH,
+    "guard_silent": HIGH,
+    "fault": HIGH,
+    "lockout": MEDIUM,
+    "no_stimulator": MEDIUM,
+    "no_data": MEDIUM,
+    "not_recorded": MEDIUM,
+    "records_lost": MEDIUM,
+    "disk_low": MEDIUM,
+    "late": LOW,
+}
+
+
+class Alarm(NamedTuple):
+    """One of `LEVELS`, in words."""
+
+    name: str
+    words: str
+
+    @property
+    def level(self) -> str:
+        """How urgent it is."""
+        return LEVELS[self.name]
+
+
+def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = None, asked: bool = False) -> list[Alarm]:
+    """Return what is on now, the most urgent first.
+
+    Parameters
+    ----------
+    status : mapping or None
+        The daemon's report; None = there is none, or it is old.
+    guard : mapping or None
+        Guard's answer to `status`.
+    asked : bool
+        Whether guard was asked: no answer is then an alarm.
+    """
+    said, s = guard or {}, status or {}
+    state, reason = s.get("state"), s.get("reason", "")
+    on = {
+        "unknown": not s and "nothing is known of the bed: look at the patient",
+        "stop_unconfirmed": said.get("stop_confirmed") is False and "the stimulator did not confirm the stop: SWITCH IT OFF BY HAND",
+        "guard_silent": asked and not said and "guard does not answer: if the stimulator is on, SWITCH IT OFF BY HAND",
+        "fault": state == "FAULT" and f"fault, output is off: {reason}",
+        "lockout": state == "LOCKOUT" and f"locked out, output is off: {reason}",
+        "no_stimulator": state == "OFF" and f"no stimulator: {reason}",
+        "no_data": s and s.get("rules") and not s.get("data_ok") and "no fresh signal: no automatic stimulation",
+        "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
+        "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",
+        "disk_low": s.get("disk_free_bytes", DISK_LOW_BYTES) < DISK_LOW_BYTES
+        and f"{s.get('disk_free_bytes', 0) / 1e9:.1f} GB are free: what cannot be recorded ends the session",
+        "late": s.get("late"),
+    }
+    return [Alarm(name, str(words)) for name, words in on.items() if words]
