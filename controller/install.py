@@ -161,7 +161,7 @@ def system_unit(config: Settings, path: Path, bed: str, user: str) -> str:
     runtime = f"calmloop-{bed}"
     who = [
         f"User={user}",
-        f"SupplementaryGroups={GROUP}" + ("" if _rule_of(config.stimulator.port) else " dialout"),
+        f"SupplementaryGroups={GROUP}" + ("" if all(map(_rule_of, ports_of(config))) else " dialout"),
         "# recordings, dose journals and the audit's key, in /var/lib; sockets in /run; compiled code in /var/cache",
         "StateDirectory=calmloop",
         "StateDirectoryMode=0700",
@@ -205,29 +205,35 @@ def devices_of(config: Settings) -> list[str]:
 
     A USB stimulator that is plugged in again may get another number, and a rule for a node counts as it was at the start: hence its class.
     """
-    port = config.stimulator.port
-    real = Path(os.path.realpath(port)).name
-    usb = _USB_TTY.fullmatch(real)
-    classes = [f"char-tty{usb[1]}"] if usb else ["char-ttyUSB", "char-ttyACM"] if port.startswith("/dev/serial/by-") else []
-    return [_percent(Path(port)), *classes, "/dev/cpu_dma_latency", "char-input"]
+    allowed = []
+    for port in ports_of(config):
+        usb = _USB_TTY.fullmatch(Path(os.path.realpath(port)).name)
+        classes = [f"char-tty{usb[1]}"] if usb else ["char-ttyUSB", "char-ttyACM"] if port.startswith("/dev/serial/by-") else []
+        allowed += [_percent(Path(port)), *classes]
+    return [*dict.fromkeys(allowed), "/dev/cpu_dma_latency", "char-input"]
+
+
+def ports_of(config: Settings) -> list[str]:
+    """The serial ports of a bed: its stimulator's, and that of a button on a line."""
+    device = config.button.device if config.button else ""
+    return [config.stimulator.port, *([device.removeprefix("serial:")] if device.startswith("serial:") else [])]
 
 
 def udev_rules(config: Settings) -> str:
     """Return the rules that give the bed's devices to the group."""
-    port = config.stimulator.port
-    rule = _rule_of(port)
-    stimulator = (
+    ports = [
         f'SUBSYSTEM=="tty", {rule}, GROUP="{GROUP}", MODE="0660"'
-        if rule
+        if (rule := _rule_of(port))
         else f"# {port} is told from others by no identity: it stays with the group dialout, of which the service's user must be a member"
-    )
+        for port in ports_of(config)
+    ]
     return "\n".join(
         [
             "# Made by `calmloop install`: what a bed needs, for the group " + GROUP,
             "# processors kept from deep sleep while guard and loop live",
             f'KERNEL=="cpu_dma_latency", SUBSYSTEM=="misc", GROUP="{GROUP}", MODE="0660"',
-            "# the stimulator",
-            stimulator,
+            "# the stimulator, and a button on a serial line",
+            *ports,
             "# buttons: USB and Bluetooth devices with keys that are no whole keyboard, which would tell what is typed",
             f'SUBSYSTEM=="input", KERNEL=="event*", ENV{{ID_INPUT_KEY}}=="1", ENV{{ID_INPUT_KEYBOARD}}!="1", '
             f'ENV{{ID_BUS}}=="usb|bluetooth", GROUP="{GROUP}", MODE="0660"',

@@ -219,3 +219,13 @@ def test_doctor_names_what_the_service_lacks_and_fails_nowhere(tmp_path, monkeyp
     (tmp_path / "nothing" / "SYSTEMD").mkdir()
     monkeypatch.setattr(install, "GROUP", "root")
     assert all(row["ok"] and not row["mend"] for row in install.missing("root"))
+
+
+def test_a_button_on_a_serial_line_is_the_services_too():
+    device = "/dev/serial/by-id/usb-FTDI_Pedal_A1-if00-port0"
+    text = BEDSIDE.read_text() + f'\n[button]\ndevice = "serial:{device}"\nline = "cts"\n'
+    config = settings.parse(text, "bed")
+    unit = options(install.system_unit(config, BEDSIDE, "bed", "calmloop"))
+    assert f"{device} rw" in unit["Service", "DeviceAllow"]
+    assert 'ENV{ID_SERIAL}=="FTDI_Pedal_A1"' in install.udev_rules(config)
+    assert install.ports_of(settings.load(BEDSIDE)) == [config.stimulator.port]
