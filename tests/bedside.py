@@ -1,7 +1,7 @@
 """A bed with its page, and a browser before it: real guard, virtual stimulator, the page's own process; the daemon's part is played here.
 
 What is fed is what the daemon feeds: eight EMG traces at 2 kHz, one of force at 1 kHz, two rules, guard's verdicts, a report four times a
-second. `silent` stops all of it, as a daemon that hangs would.
+second. `silent` stops all of it, as a daemon that hangs would; `still` the traces alone.
 """
 
 import contextlib
@@ -56,7 +56,8 @@ class Bedside:
         self.rig = GuardRig(folder, *twin_options, config=config, changes={"page": True} | rig_options.pop("changes", {}), **rig_options)
         self.feed, self.port, self.rows = Feed(config, VETOES), free_port(), []
         self.url = f"http://127.0.0.1:{self.port}"
-        self.rng, self.silent, self.ending = np.random.default_rng(1), False, threading.Event()
+        self.rng, self.ending = np.random.default_rng(1), threading.Event()
+        self.silent = self.still = False
         self.facts = self._first_facts()
         self.page = daemon.PageProcess(self.rig.bed, self.port, self.feed)
         self.feeder = threading.Thread(target=self._play, daemon=True)
@@ -90,7 +91,8 @@ class Bedside:
             now_s = time.monotonic()
             said = self._hear_guard()
             if not self.silent:
-                self.feed.see([self._cycle(from_s, now_s)])
+                if not self.still:
+                    self.feed.see([self._cycle(from_s, now_s)])
                 if said or now_s - reported_s >= 0.25:
                     reported_s = now_s
                     self.feed.status(self.facts | {"written_ns": time.monotonic_ns()})

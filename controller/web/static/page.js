@@ -58,9 +58,14 @@ function hear(message) {
 async function stop() {
   const answer = await Promise.race([say({ do: "stop" }), new Promise((r) => setTimeout(() => r({ ok: false }), 300))]);
   const said = answer.ok ? answer : await fetch("/stop", { method: "POST" }).then((r) => r.json()).catch(() => null);
-  told(said && said.ok ? "Stopped." : "THE STOP WAS NOT CONFIRMED: switch the stimulator off by hand.");
+  unanswered = !(said && said.ok);
+  told(unanswered ? "The stop was not answered." : "Stopped.");
+  show();
 }
-$("stop-form").addEventListener("submit", (event) => { event.preventDefault(); stop(); });
+// a finger that comes down stops, wherever and whenever it is lifted; the click that follows is the same act
+let unanswered = false, pressedMs = -Infinity;
+$("stop").addEventListener("pointerdown", () => { pressedMs = performance.now(); stop(); });
+$("stop-form").addEventListener("submit", (event) => { event.preventDefault(); if (performance.now() - pressedMs > 1000) stop(); });
 addEventListener("keydown", (event) => { if (event.key === "Escape" && !event.repeat) { event.preventDefault(); stop(); } });
 
 // --- words of people ----------------------------------------------------------------------------------------------------------------
@@ -166,6 +171,7 @@ function log(text) {
 // --- alarms -------------------------------------------------------------------------------------------------------------------------
 function alarms(fresh, s, g) {
   const all = [];
+  if (unanswered) all.push(["high", "The stop was not answered: SWITCH THE STIMULATOR OFF BY HAND."]);
   if (!fresh) all.push(["high", "Nothing is known of the bed: look at the patient."]);
   else {
     if (g && g.stop_confirmed === false) all.push(["high", "The stimulator did not confirm the stop: SWITCH IT OFF BY HAND."]);
