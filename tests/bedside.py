@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.rig import ROOT, GuardRig
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EMG = ("SOL1", "SOL2", "TA1", "TA2", "GM1", "GM2", "VL1", "VL2")
-EMG_HZ, FORCE_HZ, TURN_S = 2000, 1000, 0.01
+EMG_HZ, FORCE_HZ, TURN_S, CYCLE_S = 2000, 1000, 0.01, 0.005
 REFRACTORY_S = 1.0  # the least there is
 REST_S = REFRACTORY_S + 0.05
 SPASM_S = (6.0, 1.5)  # one each 6 s, so long
@@ -78,8 +79,17 @@ class Bedside:
             "state": "IDLE",
             "reason": "starting",
             "automatic": False,
-            **{"trains": 0, "pulses": 0, "refusals": 0, "sample_age_ms": 6.3, "last_trigger": None, "late": "", "recording_bytes": 12_400_000},
-            **{"loop": "alive", "data_ok": True, "disk_free_bytes": 81_000_000_000, "session": "sessions/2025-01-01T10-00-00Z_demo"},
+            "trains": 0,
+            "pulses": 0,
+            "refusals": 0,
+            "sample_age_ms": 6.3,
+            "last_trigger": None,
+            "late": "",
+            "recording_bytes": 12_400_000,
+            "loop": "alive",
+            "data_ok": True,
+            "disk_free_bytes": 81_000_000_000,
+            "session": "sessions/2025-01-01T10-00-00Z_demo",
             "rules": {"soleus EMG": dict(rule), "plantarflexion torque": dict(rule)},
             "dose": {"session": dict(given), "day": {"on_time_s": 61.5, "pulses": 3020, "charge_mc": 28.4}},
         }
@@ -92,7 +102,8 @@ class Bedside:
             said = self._hear_guard()
             if not self.silent:
                 if not self.still:
-                    self.feed.see([self._cycle(from_s, now_s)])
+                    edges_s = np.linspace(from_s, now_s, 2 + int((now_s - from_s) / CYCLE_S))
+                    self.feed.see([self._cycle(*edges) for edges in pairwise(edges_s)])
                 if said or now_s - reported_s >= 0.25:
                     reported_s = now_s
                     self.feed.status(self.facts | {"written_ns": time.monotonic_ns()})
@@ -141,7 +152,9 @@ class Bedside:
         detections[:, 3] = 0.2 + 1.6 * spasm + 0.1 * self.rng.random(2)
         for rule in self.facts["rules"].values():
             rule["active"] = spasm > 0.5
-        chunk = SimpleNamespace(emg_t_s=emg_t_s, emg_uv=loud_uv * self.rng.normal(size=(len(emg_t_s), len(EMG))), force_t_s=force_t_s, force=force)
+        chunk = SimpleNamespace(
+            emg_t_s=emg_t_s, emg_uv=loud_uv * self.rng.normal(size=(len(emg_t_s), len(EMG))), force_t_s=force_t_s, force=force
+        )
         return SimpleNamespace(chunk=chunk, detections=detections, sample_s=to_s)
 
     # --- what tests and benches do -----------------------------------------------------------------------------------------------

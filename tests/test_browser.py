@@ -1,8 +1,10 @@
 """The page in a real browser, judged from outside: by the virtual stimulator's log, by guard's rows, and by what a person can read."""
 
 import os
+import signal
 import statistics
 import time
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests import bedside
+from tests.rig import NO_HISTORY
 
 pytest.importorskip("playwright")
 from playwright.sync_api import expect, sync_playwright
@@ -222,7 +225,11 @@ def test_stop_is_always_in_view_nothing_scrolls_sideways_and_all_can_be_hit(cont
     page.locator("#take").click()
     page.locator("#offer").click()
     expect(page.locator("#arm")).to_be_visible()
-    bed.facts |= {"reason": "a reason of many words that goes on, averylongwordthatcannotbebroken" + 60 * "x", "late": "late " * 20}
+    bed.facts |= {
+        "state": "FAULT",
+        "reason": "a reason of many words that goes on, averylongwordthatcannotbebroken" + 60 * "x",
+        "late": "late " * 20,
+    }
     expect(page.locator("#reason")).to_contain_text("many words")
     for name, (width, height) in SIZES.items():
         page.set_viewport_size({"width": width, "height": height})
@@ -233,10 +240,39 @@ def test_stop_is_always_in_view_nothing_scrolls_sideways_and_all_can_be_hit(cont
             assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= height, name
             at = f"document.elementFromPoint({box['x'] + box['width'] / 2}, {box['y'] + box['height'] / 2}).closest('button')?.id"
             assert page.evaluate(at) == "stop", name
+            expect(page.locator(".alarm.high")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         for one in page.locator("button:visible, input:visible, a:visible").all():
             box = one.bounding_box()
-            assert min(box["height"], box["width"]) >= (24 if one.get_attribute("type") == "checkbox" else 44), (name, one.evaluate("e => e.id"))
+            assert min(box["height"], box["width"]) >= (24 if one.get_attribute("type") == "checkbox" else 44), (
+                name,
+                one.evaluate("e => e.id"),
+            )
+
+
+@pytest.mark.safety("C1")
+def test_a_stop_that_nobody_answers_is_a_high_alarm_until_one_is_answered(contexts, bed):
+    page = contexts().new_page()
+    page.goto(bed.url)
+    expect(page.locator("#state")).to_have_text("IDLE")
+    os.kill(bed.rig.process.pid, signal.SIGSTOP)
+    try:
+        page.locator("#stop").click()
+        expect(page.locator(".alarm.high")).to_contain_text("OFF BY HAND")
+    finally:
+        os.kill(bed.rig.process.pid, signal.SIGCONT)
+    page.locator("#stop").click()
+    expect(page.locator("#told")).to_have_text("Stopped.")
+    expect(page.locator(".alarm.high")).to_have_count(0)
+
+
+def test_why_a_bed_is_locked_out_is_not_hidden_by_what_comes_after(chromium, tmp_path):
+    locked = NO_HISTORY | {"lockout": "thirty events"}
+    with closing(bedside.Bedside(tmp_path, history=locked)) as bed, chromium.new_context() as context:
+        page = bed.pair(context, "clinician")
+        assert bed.facts["reason"] != "thirty events"
+        expect(page.locator("#reason")).to_have_text("thirty events")
+        expect(page.locator(".alarm.medium")).to_contain_text("thirty events")
 
 
 def axe():
@@ -268,7 +304,11 @@ def test_axe_finds_nothing_serious(contexts, bed):
             bed.silent = state == "unknown"
             bed.facts |= {"state": state, "late": "late by 60 ms", "data_ok": state != "ARMED"}
             expect(page.locator("#state")).to_have_text(state)
-            sizes = [(name, size) for name, size in SIZES.items() if name != "phone on its side"] if state == "IDLE" else [("laptop", SIZES["laptop"])]
+            sizes = (
+                [(name, size) for name, size in SIZES.items() if name != "phone on its side"]
+                if state == "IDLE"
+                else [("laptop", SIZES["laptop"])]
+            )
             for size, (width, height) in sizes:
                 page.set_viewport_size({"width": width, "height": height})
                 for scheme in ("light", "dark"):
@@ -276,7 +316,10 @@ def test_axe_finds_nothing_serious(contexts, bed):
                     n += 1
                     for one in page.evaluate("axe.run({resultTypes: ['violations']}).then((r) => r.violations)"):
                         if one["impact"] in ("serious", "critical"):
-                            found += [f"{role or 'stranger'} {state} {size} {scheme}: {one['id']}: {node['html']}: {node['failureSummary']}" for node in one["nodes"]]
+                            found += [
+                                f"{role or 'stranger'} {state} {size} {scheme}: {one['id']}: {node['html']}: {node['failureSummary']}"
+                                for node in one["nodes"]
+                            ]
         bed.silent = False
         bed.facts |= {"state": "IDLE", "data_ok": True}
     assert not found, "\n".join(found)

@@ -78,6 +78,7 @@ async function act(command, done) {
 $("trigger").addEventListener("keydown", (event) => { if (event.repeat) event.preventDefault(); });   // a key that is held is one press
 $("trigger").addEventListener("click", (event) => {
   if (event.detail > 1) return;                 // a double click is one press
+  if ($("trigger").ariaDisabled === "true") { told("Not sent: the bed is not armed."); return; }
   const id = Number(crypto.getRandomValues(new BigUint64Array(1))[0] >> 12n) + 1;
   act({ do: "trigger", id }, "One train asked for.");
 });
@@ -108,7 +109,7 @@ $("pair-form").addEventListener("submit", async (event) => {
     .then((r) => r.json()).catch(() => ({ ok: false, reasons: ["no answer"] }));
   $("code").value = "";
   told(answer.ok ? `Paired as ${answer.name}, ${answer.role}.` : answer.reasons.join("; "));
-  if (answer.ok) socket.close();                // a new connection carries the token
+  if (answer.ok) scrollTo(0, 0), socket.close();                // a new connection carries the token
 });
 $("leave").addEventListener("click", async () => { await act({ do: "leave" }, "You have left."); know(null); });
 
@@ -127,12 +128,13 @@ function known() { return bed.status && bed.ageMs + performance.now() - bed.hear
 
 function show() {
   const fresh = known(), s = bed.status, g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null;
-  const state = fresh ? s.state : "unknown";
+  const state = fresh ? s.state : "unknown", why = g && fresh && g.state === s.state ? g.reason : fresh ? s.reason : "";  // of the state; the report's is of whatever came last
   document.body.dataset.state = state;
   set("state", fresh ? state + (s.automatic ? " automatic" : "") : "unknown");
-  set("reason", fresh ? s.reason : "nothing was heard from the bed for more than a second");
+  set("reason", fresh ? why : "nothing was heard from the bed for more than a second");
   document.title = `${state} - calmloop`;
-  alarms(fresh, s, g);
+  $("trigger").ariaDisabled = String(state !== "ARMED" && state !== "STIMULATING");
+  alarms(fresh, s, g, why);
   if (!fresh) { rows("health", [["bed", "unknown"]]); return; }
   const given = s.dose.session || {}, day = s.dose.day || {};
   rows("dose", [
@@ -169,15 +171,15 @@ function log(text) {
 }
 
 // --- alarms -------------------------------------------------------------------------------------------------------------------------
-function alarms(fresh, s, g) {
+function alarms(fresh, s, g, why) {
   const all = [];
   if (unanswered) all.push(["high", "The stop was not answered: SWITCH THE STIMULATOR OFF BY HAND."]);
   if (!fresh) all.push(["high", "Nothing is known of the bed: look at the patient."]);
   else {
     if (g && g.stop_confirmed === false) all.push(["high", "The stimulator did not confirm the stop: SWITCH IT OFF BY HAND."]);
-    if (s.state === "FAULT") all.push(["high", `Fault, output is off: ${s.reason}`]);
-    if (s.state === "LOCKOUT") all.push(["medium", `Locked out, output is off: ${s.reason}`]);
-    if (s.state === "OFF") all.push(["medium", `No stimulator: ${s.reason}`]);
+    if (s.state === "FAULT") all.push(["high", `Fault, output is off: ${why}`]);
+    if (s.state === "LOCKOUT") all.push(["medium", `Locked out, output is off: ${why}`]);
+    if (s.state === "OFF") all.push(["medium", `No stimulator: ${why}`]);
     if (!s.data_ok && Object.keys(s.rules).length) all.push(["medium", "No fresh signal: no automatic stimulation."]);
     if (g && g.recorder_ok === false) all.push(["medium", "Recording does not keep up: nothing more is stimulated."]);
     if (s.late) all.push(["low", s.late]);
@@ -248,23 +250,30 @@ function draw() {
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
   pen.fillStyle = colour("--paper"); pen.fillRect(0, 0, w, h);
   const rowHeight = h / traces.size;
-  pen.font = `${Math.max(12, Math.min(rowHeight * 0.16, 26)) * Math.min(ratio, 2)}px system-ui`;
+  pen.font = `${ratio * Math.max(12, Math.min((rowHeight / ratio) * 0.2, 26))}px system-ui`;
   let y0 = 0;
   for (const trace of traces.values()) { row(trace, y0, rowHeight, w, colour); y0 += rowHeight; }
-  const MARKS = { pulse: "--stimulating", spasm: "--fault", over: "--armed", refused: "--lockout", "held back": "--soft" };
-  let line = 0;
+  const MARKS = { pulse: "--pulse", spasm: "--spasm", over: "--over", refused: "--refused", "held back": "--soft" };
+  const wrote = {};                             // two rules that say the same at one time say it once
   for (const mark of marks) {
     const ago = newest - mark.at;
     if (!(mark.what in MARKS) || ago < 0 || ago >= n * 0.97) continue;
     const x = ((mark.at % n) / n) * w;
     pen.fillStyle = colour(MARKS[mark.what]);
     pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
-    if (mark.what !== "pulse") pen.fillText(mark.what, x + 4, h - 6 - (line++ % 3) * parseFloat(pen.font) * 1.1);
+    if (mark.what === "pulse" || Math.abs(x - wrote[mark.what]) < 80 * ratio) continue;
+    wrote[mark.what] = x;
+    write(mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
   }
   const x = ((newest % n) / n) * w;
   pen.fillStyle = colour("--soft"); pen.fillRect(x, 0, Math.max(1, ratio), h);
   const now = performance.now();
   if (now - framesFrom > 1000) { set("rate", `${Math.round((1000 * frames) / (now - framesFrom))} frames a second, ${SWEEP_S} s`); frames = 0; framesFrom = now; }
+}
+function write(text, x, y, ink, paper) {         // readable on whatever is drawn there
+  const size = parseFloat(pen.font);
+  pen.globalAlpha = 0.8; pen.fillStyle = paper; pen.fillRect(x - 3, y - size, pen.measureText(text).width + 6, size * 1.3);
+  pen.globalAlpha = 1; pen.fillStyle = ink; pen.fillText(text, x, y);
 }
 function row(trace, y0, height, w, colour) {
   let low = Infinity, high = -Infinity;
@@ -275,19 +284,22 @@ function row(trace, y0, height, w, colour) {
   }
   if (trace.kind === EVIDENCE) { low = 0; high = Math.max(high, 1.2); }
   if (!(high > low)) { high = low + 1; if (!Number.isFinite(low)) { low = 0; high = 1; } }
-  const pad = height * 0.12, y = (v) => y0 + height - pad - ((v - low) / (high - low)) * (height - 2 * pad);
+  const pad = height * 0.08, above = Math.min(parseFloat(pen.font) * 1.5, height / 2);   // the name has a line of its own
+  const y = (v) => y0 + height - pad - ((v - low) / (high - low)) * (height - pad - above);
   pen.strokeStyle = colour("--line"); pen.lineWidth = 1; pen.beginPath(); pen.moveTo(0, y0 + height); pen.lineTo(w, y0 + height); pen.stroke();
-  if (trace.kind === EVIDENCE) { pen.strokeStyle = colour("--fault"); pen.setLineDash([6, 6]); pen.beginPath(); pen.moveTo(0, y(1)); pen.lineTo(w, y(1)); pen.stroke(); pen.setLineDash([]); }
+  if (trace.kind === EVIDENCE) { pen.strokeStyle = colour("--spasm"); pen.setLineDash([6, 6]); pen.beginPath(); pen.moveTo(0, y(1)); pen.lineTo(w, y(1)); pen.stroke(); pen.setLineDash([]); }
   pen.fillStyle = colour(trace.colour);
-  const step = w / n, wide = Math.max(1, Math.ceil(step));
+  const step = w / n;
   for (let i = 0; i < n; i++) {
     if (Number.isNaN(trace.least[i])) continue;
-    const top = Math.max(y0, y(trace.most[i])), bottom = Math.min(y0 + height, y(trace.least[i]));
-    pen.fillRect(i * step, top, wide, Math.max(wide, bottom - top));
+    let least = trace.least[i], most = trace.most[i];
+    if (i && trace.least[i - 1] > most) most = trace.least[i - 1];   // a line, not dots
+    if (i && trace.most[i - 1] < least) least = trace.most[i - 1];
+    const x = Math.floor(i * step), top = Math.round(Math.max(y0, y(most))), bottom = Math.round(Math.min(y0 + height, y(least)));
+    pen.fillRect(x, top, Math.max(1, Math.floor((i + 1) * step) - x), Math.max(1, bottom - top));   // whole pixels: sharp, and quick
   }
-  pen.fillStyle = colour("--ink");
   const range = trace.kind === EVIDENCE ? "evidence, dashed: enough" : `${trim(low)} to ${trim(high)} ${trace.unit}`;
-  pen.fillText(`${trace.name}   ${range}`, 8, y0 + parseFloat(pen.font) * 1.1);
+  write(`${trace.name}   ${range}`, 8, y0 + parseFloat(pen.font) * 1.1, colour("--ink"), colour("--paper"));
 }
 function trim(x) { return Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(2); }
 
