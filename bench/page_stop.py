@@ -43,24 +43,24 @@ def on_one_bed(browser: Browser, folder: Path, numbers: range, rng: random.Rando
     """As many stops as there are numbers, the ways in turn."""
     folder.mkdir()
     rows = []
-    with closing(bedside.Bedside(folder)) as bed, connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url) as socket:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with closing(bedside.Bedside(folder)) as bed, closing(browser.new_page(viewport={"width": 1280, "height": 900})) as page:
         page.goto(bed.url)
         page.locator("body[data-state=IDLE]").wait_for()
         box = page.locator("#stop").bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        acts: dict[str, Callable[[], Any]] = {
-            "mouse": page.mouse.down,
-            "Escape": lambda: page.keyboard.down("Escape"),
-            "websocket": lambda: socket.send('{"do": "stop", "nr": 1}'),
-        }
         for number in numbers:
             how = WAYS[number % len(WAYS)]
             bed.start_train()
             page.wait_for_timeout(rng.uniform(0.0, 250.0))
-            act_ns = monotonic_ns()
-            acts[how]()
-            page.wait_for_timeout(300)
+            with connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url) as socket:  # a new one: who does not read is closed in the end
+                acts: dict[str, Callable[[], Any]] = {
+                    "mouse": page.mouse.down,
+                    "Escape": lambda: page.keyboard.down("Escape"),
+                    "websocket": lambda s=socket: s.send('{"do": "stop", "nr": 1}'),
+                }
+                act_ns = monotonic_ns()
+                acts[how]()
+                page.wait_for_timeout(300)
             page.mouse.up()
             page.keyboard.up("Escape")
             times_ns = bed.pulses_ns()
@@ -75,7 +75,6 @@ def on_one_bed(browser: Browser, folder: Path, numbers: range, rng: random.Rando
                     "act_to_last_ms": max(0.0, (times_ns[-1] - act_ns) / MS),  # 0: no pulse came after the act
                 }
             )
-        page.close()
     return rows
 
 

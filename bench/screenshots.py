@@ -118,7 +118,7 @@ def lockout(camera: Camera) -> None:
 BEDS: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "idle": (idle, (), {}),
     "armed": (armed, (), {}),
-    "stimulating": (stimulating, (), {}),
+    "stimulating": (stimulating, (), {"train_ms": 2000}),
     "unknown": (unknown, (), {}),
     "fault": (fault, ("--fault", "electrode-error@10"), {}),
     "lockout": (lockout, (), {"history": NO_HISTORY | {"lockout": "30 events in 10 minutes [A10, hard limit]"}}),

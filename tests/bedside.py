@@ -28,10 +28,11 @@ REST_S = REFRACTORY_S + 0.05
 SPASM_S = (6.0, 1.5)  # one each 6 s, so long
 
 
-def demo_settings():
+def demo_settings(train_ms):
     """The demo's, with eight EMG channels and the least rest between two trains."""
     demo = settings.load(ROOT / "config" / "demo.toml")
     changes = {
+        "trains": {name: train.model_copy(update={"duration_ms": train_ms}) for name, train in demo.trains.items()},
         "emg": demo.emg.model_copy(update={"channels": EMG}),
         "prescription": demo.prescription.model_copy(update={"refractory_s": REFRACTORY_S}),
     }
@@ -52,9 +53,9 @@ def launch(playwright):
 class Bedside:
     """The bed. `rows` = guard's, as recorded; `facts` = what the next report says beside guard's verdict."""
 
-    def __init__(self, folder, *twin_options, **rig_options):
-        config = demo_settings()
-        self.rig = GuardRig(folder, *twin_options, config=config, changes={"page": True} | rig_options.pop("changes", {}), **rig_options)
+    def __init__(self, folder, *twin_options, train_ms=500, **rig_options):
+        config = demo_settings(train_ms)
+        self.rig = GuardRig(folder, *twin_options, config=config, changes={"page": True}, **rig_options)
         self.feed, self.port, self.rows = Feed(config, VETOES), free_port(), []
         self.url = f"http://127.0.0.1:{self.port}"
         self.rng, self.ending = np.random.default_rng(1), threading.Event()
