@@ -52,7 +52,8 @@ def on_one_bed(browser: Browser, folder: Path, numbers: range, rng: random.Rando
             how = WAYS[number % len(WAYS)]
             bed.start_train()
             page.wait_for_timeout(rng.uniform(0.0, 250.0))
-            with connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url) as socket:  # a new one: who does not read is closed in the end
+            # a new one each time: who does not read is closed in the end, and its own close would wait for what it did not read
+            with connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url, close_timeout=0.1) as socket:
                 acts: dict[str, Callable[[], Any]] = {
                     "mouse": page.mouse.down,
                     "Escape": lambda: page.keyboard.down("Escape"),
@@ -61,8 +62,8 @@ def on_one_bed(browser: Browser, folder: Path, numbers: range, rng: random.Rando
                 act_ns = monotonic_ns()
                 acts[how]()
                 page.wait_for_timeout(300)
-            page.mouse.up()
-            page.keyboard.up("Escape")
+                page.mouse.up()
+                page.keyboard.up("Escape")
             times_ns = bed.pulses_ns()
             before = [at_ns for at_ns in times_ns if at_ns <= act_ns]
             rows.append(

@@ -85,7 +85,7 @@ def armed(camera: Camera) -> None:
 def stimulating(camera: Camera) -> None:
     """A train by the button."""
     camera.bed.rig.arm()
-    for size, scheme, role, name in ((LAPTOP, "light", "patient", "stimulating-1280"), (ROOM, "dark", "", "stimulating-2560-dark")):
+    for size, scheme, role, name in ((LAPTOP, "light", "clinician", "stimulating-1280"), (ROOM, "dark", "", "stimulating-2560-dark")):
         page = camera.open(size, scheme, role)
         camera.bed.rig.trigger()
         time.sleep(0.15)

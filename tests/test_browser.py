@@ -119,7 +119,7 @@ def test_stop_by_mouse_by_key_and_by_websocket_ends_a_train(page, bed):
             if how == "Escape" and nth == 1:
                 page.locator("#code").focus()  # wherever the keyboard is
             bed.start_train()
-            with connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url) as socket:
+            with connect(f"ws://127.0.0.1:{bed.port}/live", origin=bed.url, close_timeout=0.1) as socket:
                 asked_ns = time.monotonic_ns()
                 if how == "mouse":
                     page.mouse.down()  # a finger that comes down is an act, however long it stays
@@ -128,7 +128,7 @@ def test_stop_by_mouse_by_key_and_by_websocket_ends_a_train(page, bed):
                 else:
                     socket.send('{"do": "stop", "nr": 1}')
                 time.sleep(0.3)
-            page.mouse.up()
+                page.mouse.up()
             last_ns = bed.pulses_ns()[-1]
             assert last_ns <= asked_ns + STOP_NS, how
             assert last_ns >= asked_ns - 100_000_000, f"{how}: no train was on"
