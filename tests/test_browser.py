@@ -225,6 +225,7 @@ def test_stop_is_always_in_view_nothing_scrolls_sideways_and_all_can_be_hit(cont
     page.locator("#take").click()
     page.locator("#offer").click()
     expect(page.locator("#arm")).to_be_visible()
+    page.wait_for_timeout(500)  # what guard still has to say of the offer would bring its own state back
     bed.facts |= {
         "state": "FAULT",
         "reason": "a reason of many words that goes on, averylongwordthatcannotbebroken" + 60 * "x",
@@ -264,6 +265,23 @@ def test_a_stop_that_nobody_answers_is_a_high_alarm_until_one_is_answered(contex
     page.locator("#stop").click()
     expect(page.locator("#told")).to_have_text("Stopped.")
     expect(page.locator(".alarm.high")).to_have_count(0)
+
+
+def test_a_silence_ends_when_something_new_is_wrong(contexts, bed):
+    page = contexts().new_page()
+    page.goto(bed.url)
+    expect(page.locator("#state")).to_have_text("IDLE")
+    expect(page.locator("#silence")).to_be_hidden()
+    bed.facts |= {"state": "LOCKOUT", "reason": "31 events"}
+    page.locator("#silence").click()
+    expect(page.locator("#silence")).to_contain_text("Sound is off")
+    bed.facts |= {"reason": "32 events"}
+    expect(page.locator(".alarm.medium")).to_contain_text("32 events")
+    expect(page.locator("#silence")).to_contain_text("Sound is off")
+    bed.facts |= {"state": "FAULT", "reason": "electrode error"}
+    expect(page.locator("#silence")).to_have_text("Silence for 2 minutes")
+    bed.facts |= {"state": "IDLE", "reason": "cleared"}
+    expect(page.locator("#silence")).to_be_hidden()
 
 
 def test_why_a_bed_is_locked_out_is_not_hidden_by_what_comes_after(chromium, tmp_path):

@@ -28,7 +28,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from controller import messages, realtime
+from controller import alarms, messages, realtime
 from controller.ring import RingReader
 from controller.web import feed, metrics
 
@@ -100,6 +100,7 @@ class Page:
         self.ring, self.door, self.origins = ring, door, origins
         self.viewers: set[Viewer] = set()
         self.status: dict[str, Any] = {}
+        self.guard: dict[str, Any] | None = None  # what it last said of itself; None = it was not asked
         self.stops = ThreadPoolExecutor(4, "stop")
         self.words = ThreadPoolExecutor(8, "word")
 
@@ -120,8 +121,9 @@ class Page:
     async def ask_guard(self) -> None:
         """Ask guard how things are, for ever: who holds control, whether a stop was confirmed, and whether guard is there at all."""
         while True:
-            if self.viewers:
-                answer = await self.say({"do": "status"}, "")
+            answer = await self.say({"do": "status"}, "") if self.viewers else None
+            self.guard = answer if answer is None or "state" in answer else {}
+            if answer:
                 self.tell(json.dumps({"guard": answer}))
             await asyncio.sleep(GUARD_S)
 
@@ -131,9 +133,13 @@ class Page:
             viewer.tell(message)
 
     def status_text(self) -> str:
-        """The daemon's last report with its age, so that nobody takes an old one for new."""
+        """The daemon's last report with its age, so that nobody takes an old one for new; and the alarms that follow."""
         age_ms = (monotonic_ns() - self.status["written_ns"]) / 1e6 if self.status else None
-        return json.dumps({"status": self.status, "age_ms": age_ms})
+        guard, status = self.guard, self.status
+        if guard and guard["state"] == status.get("state"):  # guard's reason is the state's, the report's that of the latest event
+            status = status | {"reason": guard["reason"]}
+        on = alarms.alarms(status, guard, guard is not None)
+        return json.dumps({"status": self.status, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
 
     # --- people --------------------------------------------------------------------------------------------------------------
     async def say(self, command: dict[str, Any], token: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id);
 const STALE_MS = 1000, SWEEP_S = 10, SILENCE_MS = 120000, RETRY_MS = 500;
 const EMG = 0, FORCE = 1, EVIDENCE = 2;
 
-const bed = { status: null, guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
+const bed = { status: null, alarms: [], guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
 const traces = new Map();                       // "what/i" -> {least, most: Float32Array, newest}
 let marks = [], scene = null, newest = -1, socket = null, number = 0, offered = null, silentUntil = 0;
 const waiting = new Map();
@@ -36,7 +36,7 @@ function say(command) {
 function hear(message) {
   if (message.status !== undefined) {
     if (message.age_ms !== null) {
-      bed.status = message.status; bed.ageMs = message.age_ms; bed.heardMs = performance.now();
+      bed.status = message.status; bed.alarms = message.alarms; bed.ageMs = message.age_ms; bed.heardMs = performance.now();
       if (message.status.scene) lay(message.status.scene);
     }
   } else if (message.guard) {
@@ -134,7 +134,7 @@ function show() {
   set("reason", fresh ? why : "nothing was heard from the bed for more than a second");
   document.title = `${state} - calmloop`;
   $("trigger").ariaDisabled = String(state !== "ARMED" && state !== "STIMULATING");
-  alarms(fresh, s, g, why);
+  alarms(fresh);
   if (!fresh) { rows("health", [["bed", "unknown"]]); return; }
   const given = s.dose.session || {}, day = s.dose.day || {};
   rows("dose", [
@@ -171,27 +171,26 @@ function log(text) {
 }
 
 // --- alarms -------------------------------------------------------------------------------------------------------------------------
-function alarms(fresh, s, g, why) {
-  const all = [];
-  if (unanswered) all.push(["high", "The stop was not answered: SWITCH THE STIMULATOR OFF BY HAND."]);
-  if (!fresh) all.push(["high", "Nothing is known of the bed: look at the patient."]);
-  else {
-    if (g && g.stop_confirmed === false) all.push(["high", "The stimulator did not confirm the stop: SWITCH IT OFF BY HAND."]);
-    if (s.state === "FAULT") all.push(["high", `Fault, output is off: ${why}`]);
-    if (s.state === "LOCKOUT") all.push(["medium", `Locked out, output is off: ${why}`]);
-    if (s.state === "OFF") all.push(["medium", `No stimulator: ${why}`]);
-    if (!s.data_ok && Object.keys(s.rules).length) all.push(["medium", "No fresh signal: no automatic stimulation."]);
-    if (g && g.recorder_ok === false) all.push(["medium", "Recording does not keep up: nothing more is stimulated."]);
-    if (s.late) all.push(["low", s.late]);
-  }
+function alarms(fresh) {
+  const all = fresh ? [...bed.alarms] : [["high", "Nothing is known of the bed: look at the patient."]];
+  if (unanswered) all.unshift(["high", "The stop was not answered: SWITCH THE STIMULATOR OFF BY HAND."]);
   const text = JSON.stringify(all);
   if ($("alarms").dataset.text !== text) {
     $("alarms").dataset.text = text;
     $("alarms").replaceChildren(...all.map(([level, words]) => { const p = item("p", words); p.className = `alarm ${level}`; return p; }));
-    if (all.length) log(`Alarm: ${all[0][1]}`);
   }
-  sound(all.length ? all[0][0] : "");
+  const kinds = text.replace(/\d+/g, "");       // a figure that changes is nothing new
+  if ($("alarms").dataset.kinds !== kinds) {
+    $("alarms").dataset.kinds = kinds;
+    if (all.length) log(`Alarm: ${all[0][1]}`);
+    silentUntil = 0;                            // what is new is heard
+  }
+  const level = all.length ? all[0][0] : "", left = silentUntil - performance.now();
+  $("silence").hidden = level !== "high" && level !== "medium";
+  set("silence", left > 0 ? `Sound is off for ${Math.ceil(left / 1000)} s` : "Silence for 2 minutes");
+  sound(level);
 }
+$("silence").addEventListener("click", () => { silentUntil = performance.now() + SILENCE_MS; show(); });
 let audio = null, nextBeepMs = 0;
 addEventListener("pointerdown", () => { audio = audio || new AudioContext(); }, { once: true });
 function sound(level) {
