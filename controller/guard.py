@@ -828,6 +828,7 @@ def main() -> int:
     except ValueError as error:
         say(f"not started: {error}")
         path.unlink()
+        messages.page_path(path).unlink(missing_ok=True)
         return 2
     guard.doors += back_door(path)
     got |= realtime.freeze()

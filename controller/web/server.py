@@ -33,8 +33,6 @@ from controller.ring import RingReader
 from controller.web import feed, metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.websockets import WebSocket
@@ -149,9 +147,9 @@ class Page:
         if do == "trigger":
             command["issued_ns"] = monotonic_ns()  # a browser has no clock of ours; what waited before it got here was refused by the page
         command["token"] = token
-        ask: Callable[[], dict[str, Any]] = lambda: messages.ask(self.door, command, STOP_S if is_stop else WORD_S)  # noqa: E731
+        threads, timeout_s = (self.stops, STOP_S) if is_stop else (self.words, WORD_S)
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self.stops if is_stop else self.words, ask)
+            answer = await asyncio.get_running_loop().run_in_executor(threads, messages.ask, self.door, command, timeout_s)
         except messages.NoBedError as error:
             by_hand = "; SWITCH THE STIMULATOR OFF BY HAND" if is_stop else ""
             return {"ok": False, "reasons": [f"{error}{by_hand}"]}

@@ -215,7 +215,7 @@ function lay(what) {
   n = what.column_hz * SWEEP_S;
   hushed = new Uint8Array(n);
   traces.clear();
-  const add = (kind, names, colour, unit) => names.forEach((name, i) => traces.set(`${kind}/${i}`, { kind, name, colour, unit, least: new Float32Array(n).fill(NaN), most: new Float32Array(n).fill(NaN), scale: 0, middle: 0 }));
+  const add = (kind, names, colour, unit) => names.forEach((name, i) => traces.set(`${kind}/${i}`, { kind, name, colour, unit, least: new Float32Array(n).fill(NaN), most: new Float32Array(n).fill(NaN) }));
   add(EMG, what.emg, "--emg", "µV"); add(FORCE, what.force, "--force", what.force_unit); add(EVIDENCE, what.rules, "--evidence", "");
 }
 function columns(data) {
