@@ -517,13 +517,18 @@ def run_run(args: argparse.Namespace) -> int:
     from controller.audit import AuditError
     from controller.journal import JournalError
 
+    path, people, tell = Path(args.config), None, daemon.Speaker()
     try:
-        config = fits.together(settings.load(args.config), args.config)
-        bedside = daemon.Daemon(config, args.bed, daemon.Speaker(), args.lifeline, args.journal)
+        config = fits.together(settings.load(path), args.config)
+        while True:  # a new prescription begins a new session
+            bedside = daemon.Daemon(config, args.bed, tell, args.lifeline, args.journal, path if path.is_file() else None, people)
+            code = bedside.run()
+            if not bedside.next:
+                return code
+            config, people = bedside.next
     except (settings.SettingsError, AuditError, JournalError, daemon.StartError) as error:
         print(error, file=sys.stderr)
         return WRONG
-    return bedside.run()
 
 
 def run_check(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import audit, button, describe, dose, messages, realtime, recording, settings
+from controller import audit, button, describe, dose, messages, prescribing, realtime, recording, settings
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
@@ -50,6 +50,7 @@ RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+MAX_PROBLEMS = 20  # of a prescription, that are told
 BUTTON_AGAIN_S = 2.0  # after it was started: before it is started again
 
 
@@ -90,9 +91,9 @@ class Child:
 class PageProcess:
     """The process that serves the page; a bed goes on without it."""
 
-    def __init__(self, bed: str, port: int, feed: Feed) -> None:
+    def __init__(self, bed: str, port: int, feed: Feed, *more: str) -> None:
         door = messages.page_path(messages.control_path(bed))
-        command = [sys.executable, "-m", "controller.web.server", "--feed", str(feed.fd), "--door", str(door), "--port", str(port)]
+        command = [sys.executable, "-m", "controller.web.server", "--feed", str(feed.fd), "--door", str(door), "--port", str(port), *more]
         self.process = subprocess.Popen(command, pass_fds=(feed.fd,), stdin=subprocess.DEVNULL)
 
     def close(self) -> None:
@@ -138,6 +139,15 @@ class Daemon:
         End when standard input does: whoever started us is gone.
     journal : Path or None
         The dose journal; None = the bed's own.
+    path : Path or None
+        The settings' own file, where a change of the prescription is kept; None = nothing can be prescribed.
+    people : dict or None
+        Who had paired, as the guard before handed them on.
+
+    Attributes
+    ----------
+    next : tuple of Settings and dict, or None
+        After `run`: a new prescription is in force, and a session with it is to begin, with these people.
 
     Raises
     ------
@@ -147,8 +157,19 @@ class Daemon:
 
     GUARD_MODULE, LOOP_MODULE = "controller.guard", "controller.loop"  # the children's programs; a bench starts its own
 
-    def __init__(self, config: Settings, bed: str, tell: Speaker, lifeline: bool = False, journal: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        bed: str,
+        tell: Speaker,
+        lifeline: bool = False,
+        journal: Path | None = None,
+        path: Path | None = None,
+        people: dict[str, Any] | None = None,
+    ) -> None:
         os.umask(0o077)  # what is recorded of a person is nobody else's business
+        self.path, self.people = path, people
+        self.next: tuple[Settings, dict[str, Any]] | None = None
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
         self.view = settings.guard_view(config)
         key = audit.key(make=True)
@@ -221,6 +242,7 @@ class Daemon:
             mark_s = status_s = line_s = latency_s = time.monotonic()
             while not self.ending:
                 self.drain()
+                self.hear_guard()
                 self.look_after_children()
                 now_s = time.monotonic()
                 self.notify.turn(now_s, ready=self.guard_answers, status=f"{self.status['state']}: {self.status['reason']}")
@@ -276,7 +298,8 @@ class Daemon:
 
     def end(self) -> None:
         """Stop output, end the children, close the files."""
-        self.notify.stopping(self.ending)
+        if not self.next:
+            self.notify.stopping(self.ending)
         if self.link:
             try:
                 self.link.send(b"end")
@@ -304,6 +327,8 @@ class Daemon:
                 file.close()
             except sqlite3.Error:
                 pass  # said already
+        if self.feed:
+            self.feed.close()
         messages.status_path(self.bed).unlink(missing_ok=True)
         self.tell(f"{self.ending}: output stopped; session in {self.folder}")
         self.tell.finish()
@@ -316,7 +341,8 @@ class Daemon:
         with theirs:
             self.guard = Child("guard", self.guards, self.GUARD_MODULE, GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
         self.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
-        self.link.send(json.dumps(self.view | {"history": self.journal.history()}).encode())
+        self.link.send(json.dumps(self.view | {"history": self.journal.history(), "people": self.people}).encode())
+        self.people = None  # a guard that dies takes them with it
 
     def start_loop(self) -> None:
         """Start a loop, if there is anything to hear, and introduce it to guard."""
@@ -338,7 +364,9 @@ class Daemon:
     def start_page(self) -> None:
         """Start the page's process, if there is to be a page."""
         if self.feed:
-            self.page = PageProcess(self.bed, self.config.page.port, self.feed)
+            kept = ["--versions", str(prescribing.versions_folder(self.path))] if self.path else []
+            files = ["--settings", str(self.folder / recording.SETTINGS), "--sessions", str(self.folder.parent), *kept]
+            self.page = PageProcess(self.bed, self.config.page.port, self.feed, *files)
             self.tell(f"page: http://127.0.0.1:{self.config.page.port}")
 
     def look_after_page(self) -> None:
@@ -401,6 +429,49 @@ class Daemon:
                 self.start_guard()
             self.start_loop()
             return
+
+    # --- the prescription ----------------------------------------------------------------------------------------------------
+    def hear_guard(self) -> None:
+        """What guard passes on of people: a new prescription, which it has let pass."""
+        if not self.link or not select.select([self.link], [], [], 0)[0]:
+            return
+        try:
+            data = self.link.recv(LINK_BYTES)
+        except OSError:
+            data = b""
+        if not data:  # it is gone, which is seen elsewhere
+            return
+        said = json.loads(data)
+        reasons = self.prescribe(said["prescribe"], said["people"])
+        self.link.send(json.dumps({"ok": self.next is not None, "reasons": reasons}).encode())
+
+    def prescribe(self, said: dict[str, Any], people: dict[str, Any]) -> list[str]:
+        """Keep a change of the prescription and end this session for one with it; or say why not."""
+        from controller import fits  # and with it the drivers
+
+        rx, path = self.config.prescription, self.path
+        if self.next or path is None:
+            return ["a change is under way [G6]" if self.next else "these settings have no file of their own: nothing can be kept"]
+        if said["based_on"] != rx.version:
+            return [f"version {rx.version} of {rx.author} is in force, this changes version {said['based_on']}: look at it first [G6]"]
+        more = {"version": rx.version + 1, "author": said["who"], "reason": said["reason"]}
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            if settings.parse(text, path.name) != self.config:
+                return [f"{path.name} was changed by hand since this session began: end the session and start it again [G6]"]
+            new, config = prescribing.changed(text, said["changes"], more, path.name)
+            fits.together(config, path.name)
+            if not (different := prescribing.differences(self.config, config)):
+                return ["nothing is different"]
+            prescribing.keep(path, text, new, config.prescription.version)
+        except settings.SettingsError as error:
+            return list(error.problems[:MAX_PROBLEMS])
+        except (OSError, UnicodeDecodeError) as error:
+            return [f"{path.name} cannot be changed: {error}"]
+        self.note("prescribed", **more, changes=different)
+        self.next = (config, people)
+        self.ending = f"version {more['version']} of the prescription is in force: a new session begins with it"
+        return [f"version {more['version']} is in force", *different]
 
     # --- recording -----------------------------------------------------------------------------------------------------------
     def drain(self) -> None:

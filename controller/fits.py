@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from controller import prescribing
 from controller.guard import device_of
 from controller.limits import prescription_from
 from controller.settings import SettingsError, guard_view
@@ -47,6 +48,8 @@ def problems(settings: Settings) -> list[str]:
             prescription_from(guard_view(settings), device_of(can))
         except ValueError as error:
             found.append(f"[stimulator]: with a {can.model} guard would not start: {error}")
+    if (montage := settings.prescription.montage) not in ("", *(known := prescribing.known_montages())):
+        found.append(f"[prescription] montage = {montage!r} is none of those that there are: {', '.join(known)}")
     return found + button_problems(settings)
 
 

@@ -55,6 +55,12 @@ FULL, ROOM = 0.5, 0.25  # of the ring: above, nothing new is stimulated; below, 
 MAX_CLIENTS = 16
 MAX_MESSAGE_BYTES = 256  # of the loop; what is longer is wrong anyway
 MAX_VIEW_BYTES = 1 << 20
+MAX_ANSWER_BYTES = 1 << 15  # of the daemon, about a prescription
+MAX_REASON = 200
+VERBS = (
+    *("stop", "trigger", "button", "offer", "arm", "disarm", "clear", "prescribe", "status", "read"),
+    *("invite", "pair", "take", "leave"),
+)
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -78,6 +84,9 @@ class Guard:
         self.link, self.doors, self.ring = link, [control], ring
         # whoever comes by this door is a stranger until a token says who it is, whatever user the kernel says it has
         self.page_door, self.strangers, self.people = page, set[socket.socket](), People()
+        if people := view.get("people"):
+            self.people.take_over(people)
+        self.prescriber: socket.socket | None = None  # whoever waits for the daemon's word about a new prescription
         if page:
             self.doors.append(page)
         self.loop: socket.socket | None = None
@@ -440,7 +449,7 @@ class Guard:
     def hear_daemon(self) -> None:
         """A new loop's socket, the wish to end, or the daemon's end."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.link, 4096, 1)
+            data, fds, _, _ = socket.recv_fds(self.link, MAX_ANSWER_BYTES, 1)
         except BlockingIOError:
             return
         except OSError:
@@ -453,6 +462,10 @@ class Guard:
             self.loop = socket.socket(fileno=fds[0])
             self.loop.setblocking(False)
             self.take(Event(Kind.LOOP_JOINED, now))
+        elif data[:1] == b"{":  # its word about a new prescription
+            client, self.prescriber = self.prescriber, None
+            if client:
+                self.tell(client, json.loads(data))
         elif data == b"end":
             self.take(Event(Kind.DAEMON_LOST, now, text="session ended"))
             self.done = True
@@ -508,6 +521,8 @@ class Guard:
         """Let a client go."""
         self.clients.remove(client)
         self.strangers.discard(client)
+        if client is self.prescriber:
+            self.prescriber = None
         client.close()
 
     def admit(self, command: dict[str, Any]) -> None:
@@ -559,6 +574,8 @@ class Guard:
             return {"ok": True, "reasons": list(verdict.reasons)}
         if do == "status":
             return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else [], "you": command.get("you")}
+        if do == "read":  # the page asks whether it may show it
+            return {"ok": True, "reasons": []}
         if do == "offer":
             return self.offer(now, who)
         if do == "arm":
@@ -589,7 +606,27 @@ class Guard:
             return {"ok": not verdict.refused, "reasons": list(verdict.reasons)}
         if do in ("invite", "pair", "take", "leave"):
             return self.of_people(do, command, now, who)
-        raise ValueError(f"{do!r} is none of stop, trigger, button, offer, arm, disarm, clear, status, invite, pair, take, leave")
+        if do == "prescribe":
+            return self.prescribe(client, command, now, who)
+        raise ValueError(f"{do!r} is none of {', '.join(VERBS)}")
+
+    def prescribe(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
+        """Pass a change of the prescription to the daemon, which checks it as a file is, keeps it, and begins a new session with it.
+
+        Only where that ends nothing: a new guard comes up with nothing armed (B1), and no fault or lock-out may be left that way (B5).
+        """
+        if self.supervisor.state not in (SafetyState.OFF, SafetyState.IDLE):
+            return {"ok": False, "reasons": [f"a prescription is changed at IDLE or OFF, not at {self.supervisor.state.value} [B1]"]}
+        if self.prescriber:
+            return {"ok": False, "reasons": ["another change is being made [G6]"]}
+        reason = printable(str(command.get("reason", "")).strip())[:MAX_REASON]
+        if not reason:
+            raise ValueError("prescribe needs a reason, in words [G7]")
+        given = {"based_on": whole(command, "based_on"), "changes": command.get("changes"), "reason": reason, "who": who}
+        self.take(Event(Kind.NOTE, now, text=f"{who} prescribes: {reason}"))
+        self.link.send(encode({"prescribe": given, "people": self.people.handed_on()}).encode())
+        self.prescriber = client
+        return None
 
     def of_people(self, do: str, command: dict[str, Any], now: int, who: str) -> dict[str, Any]:
         """Who may come over the page. Raises NotAllowedError."""
@@ -831,6 +868,7 @@ def main() -> int:
         messages.page_path(path).unlink(missing_ok=True)
         return 2
     guard.doors += back_door(path)
+    view.pop("people", None)  # they are no setting
     got |= realtime.freeze()
     guard.got = got
     of_driver = sorted(name for name in sys.modules if name.startswith(("drivers.stimulators.", "controller.wire.")))

@@ -1,8 +1,9 @@
 """Who may do what, for everybody who comes over the page: roles, one-use codes, tokens, and the one who holds control.
 
 Guard keeps this, since guard is what must refuse: the page only carries words. Whoever sits at the machine itself (the control socket of
-the same user) needs none of it. Tokens are known here by their SHA-256 alone; nothing outlives guard, so a new guard asks everybody to
-pair again. Standard library alone. Requirements by number: our safety notes (G1-G6).
+the same user) needs none of it. Tokens are known here by their SHA-256 alone. A guard that died takes everybody with it, and they pair
+again; where a new prescription asks for a new guard, the old one hands them on. Standard library alone. Requirements by
+number: our safety notes (G1-G6).
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ MAY: dict[str, frozenset[Role | None]] = {
     "status": EVERYBODY,
     "pair": EVERYBODY,
     "leave": frozenset(Role),
+    "read": frozenset((Role.VIEWER, Role.CLINICIAN)),  # what is prescribed, and sessions of before
     "trigger": frozenset((Role.PATIENT, Role.CLINICIAN)),
     "offer": frozenset((Role.CLINICIAN,)),
     "arm": frozenset((Role.CLINICIAN,)),
     "disarm": frozenset((Role.CLINICIAN,)),
     "clear": frozenset((Role.CLINICIAN,)),
+    "prescribe": frozenset((Role.CLINICIAN,)),
     "take": frozenset((Role.CLINICIAN,)),
     "invite": frozenset((Role.ADMIN,)),
 }
-HOLDER_ALONE = frozenset(("offer", "arm", "clear"))  # G6; whoever ends output needs to hold nothing
+HOLDER_ALONE = frozenset(("offer", "arm", "clear", "prescribe"))  # G6; whoever ends output needs to hold nothing
 
 
 class NotAllowedError(Exception):
@@ -172,6 +175,15 @@ class People:
         if not crowd:
             self.refused_ns.append(now)
         return not crowd
+
+    def handed_on(self) -> dict[str, Any]:
+        """For the guard of the session that a new prescription begins; no token can be made of it."""
+        return {"people": [[known, p.name, p.role, p.proved_ns] for known, p in self.people.items()], "holder": self.holder}
+
+    def take_over(self, handed_on: dict[str, Any]) -> None:
+        """Know everybody whom the guard before knew."""
+        self.people = {known: Person(name, Role(role), proved_ns) for known, name, role, proved_ns in handed_on["people"]}
+        self.holder = handed_on["holder"]
 
     def facts(self) -> dict[str, Any]:
         """For the status: who is there, and who holds control; no token."""

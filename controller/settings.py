@@ -295,6 +295,10 @@ class Prescription(Table):
     """`[prescription]`: what a clinician signs. Each figure may be tighter than its hard limit, never looser."""
 
     author: Text = Field(description="who answers for these figures")
+    version: int = Field(default=1, ge=1, le=1_000_000, description="counted up with each change on the page")
+    reason: TextOrNone = Field(default="", description="why this version")
+    montage: TextOrNone = Field(default="", description="which of `calmloop montage` the pads follow, drawn beside the form; empty = none")
+    side: Literal["right", "left"] = Field(default="right", description="of the person, for that drawing")
     manual_train: Text = Field(description="the train that a press of the button or `calmloop trigger` gives")
     electrode_area_cm2: float = Field(
         ge=1.0, le=200.0, description="conducting area of the smaller electrode of the pair; no default, density depends on it (A5)"
@@ -429,7 +433,7 @@ class Settings(Table):
             else:
                 tables = [(f"[{name}.{key}]", table) for key, table in (value or {}).items()]
             for header, table in tables:
-                lines += [header, *(f"{key} = {_toml(item)}" for key, item in table), ""]
+                lines += [header, *(f"{key} = {toml(item)}" for key, item in table), ""]
         return "\n".join(lines)
 
 
@@ -485,7 +489,7 @@ def parse(text: str, name: str = "settings") -> Settings:
         words = str(error)[: place.start() if place else None]
         hint = "; a key or a table stands twice: give it once" if re.match(r"Cannot (overwrite|declare)", words) else ""
         raise SettingsError([f"{name}{where}: is not valid TOML: {words}{hint}"]) from None
-    return _settings(raw, name, _line_numbers(text))
+    return of_tables(raw, name, line_numbers(text))
 
 
 class _Problem(NamedTuple):
@@ -493,7 +497,9 @@ class _Problem(NamedTuple):
     words: str  # what follows the key: ' = 150.0 must be ...'
 
 
-def _settings(raw: dict[str, Any], name: str, lines: Mapping[tuple[str | int, ...], int]) -> Settings:
+def of_tables(raw: dict[str, Any], name: str, lines: Mapping[tuple[str | int, ...], int] | None = None) -> Settings:
+    """Make settings from tables as `tomllib` gives them; `lines` says where each key stands, for people. Raises `SettingsError`."""
+    lines = lines or {}
     settings, problems = None, []
     try:
         settings = Settings.model_validate(raw)
@@ -506,7 +512,7 @@ def _settings(raw: dict[str, Any], name: str, lines: Mapping[tuple[str | int, ..
     return settings
 
 
-def _line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
+def line_numbers(text: str) -> dict[tuple[str | int, ...], int]:
     """Find the line of each table header and key, for people; a header inside a multi-line string would be taken for one."""
     found: dict[tuple[str | int, ...], int] = {}
     table: tuple[str | int, ...] = ()
@@ -614,7 +620,7 @@ def _field_problems(error: ValidationError) -> list[_Problem]:
 def _allowed(key: str, field: FieldInfo, with_kind: bool) -> str:
     """Say which values a field takes, in words."""
     if get_origin(field.annotation) is Literal:
-        return f"must be {' or '.join(_toml(choice) for choice in get_args(field.annotation))}"
+        return f"must be {' or '.join(toml(choice) for choice in get_args(field.annotation))}"
     if field.title:
         return f"must be {field.title}"
     if field.annotation is bool:
@@ -622,14 +628,16 @@ def _allowed(key: str, field: FieldInfo, with_kind: bool) -> str:
     low = next(limit.ge for limit in field.metadata if isinstance(limit, Ge))
     high = next(limit.le for limit in field.metadata if isinstance(limit, Le))
     kind = ("a whole number, " if field.annotation is int else "a number, ") if with_kind else ""
-    return f"must be {kind}at least {low:g} and at most {high:g} {_unit(key)}".rstrip()
+    return f"must be {kind}at least {low:g} and at most {high:g} {unit(key)}".rstrip()
 
 
-def _unit(key: str) -> str:
+def unit(key: str) -> str:
+    """In which unit a key is, as its name says; empty = none."""
     return next((unit for ending, unit in _UNITS.items() if key.partition("_in_")[0].endswith(ending)), "")
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -637,12 +645,12 @@ def _toml(value: object) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) < 10**18 else hex(value)  # str() refuses thousands of digits, hex() does not
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(item) for item in value)}]"
+        return f"[{', '.join(toml(item) for item in value)}]"
     return "a table" if isinstance(value, dict) else str(value)
 
 
 def _short(value: object) -> str:
-    words = _toml(value)
+    words = toml(value)
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 
@@ -665,7 +673,7 @@ def _emg_rule_problems(place: tuple[str | int, ...], rule: EmgRule, stream: Stre
     if rule.intent_channel and rule.intent_channel not in stream.channels:
         yield _unknown((*place, "intent_channel"), rule.intent_channel, "[emg] channels", stream.channels)
     elif rule.intent_channel in rule.channels:
-        yield _Problem((*place, "intent_channel"), f" = {_toml(rule.intent_channel)} must be none of the rule's own channels")
+        yield _Problem((*place, "intent_channel"), f" = {toml(rule.intent_channel)} must be none of the rule's own channels")
 
 
 def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
@@ -783,7 +791,7 @@ def _named(raw: dict[str, Any], tables: Sequence[str]) -> Iterator[tuple[str, di
 
 def _unknown(place: tuple[str | int, ...], name: str, where: str, names: Iterable[str]) -> _Problem:
     near = get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {_toml(near[0])}? " if near else ""
+    hint = f"did you mean {toml(near[0])}? " if near else ""
     return _Problem(place, f" = {_short(name)} is not in {where}; {hint}it must be one of: {', '.join(names) or '(there are none)'}")
 
 

@@ -7,6 +7,7 @@ them of the cycles that it records anyway.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,11 @@ class Feed:
             record = columns.take(t_s, np.concatenate(parts))
             if record:
                 self.ring.put(COLUMNS, record)
+
+    def close(self) -> None:
+        """Let the ring go."""
+        self.ring.close()
+        os.close(self.fd)
 
     def mark(self, at_s: float, what: str, text: str = "") -> None:
         """Something happened at a time: spasm, over, held back, pulse, refused, or an event of guard."""

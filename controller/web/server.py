@@ -18,7 +18,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -28,7 +28,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from controller import alarms, messages, realtime
+from controller import alarms, messages, montages, prescribing, realtime, review, settings
 from controller.ring import RingReader
 from controller.web import feed, metrics
 
@@ -56,7 +56,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 #: what may be said over the websocket; guard's own table says who may
-VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "take", "leave", "invite")
+VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take", "leave", "invite")
 
 #: what of guard's answer a page gets to see
 SHOWN = (
@@ -81,6 +81,54 @@ class Viewer:
         self.bell.set()
 
 
+class Files(NamedTuple):
+    """What the page may read; None = there is no such thing."""
+
+    settings: Path | None = None
+    versions: Path | None = None
+    sessions: Path | None = None
+
+
+class Reader:
+    """A process that reads sessions for us, one question at a time; ended when nobody has asked for a while."""
+
+    IDLE_S, LONGEST_S = 120.0, 300.0
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.process: asyncio.subprocess.Process | None = None
+        self.ending: asyncio.TimerHandle | None = None
+
+    async def ask(self, **question: Any) -> tuple[bool, bytes]:
+        """Whether it went well, and the answer or what was wrong."""
+        async with self.lock:
+            if self.process is None or self.process.returncode is not None:
+                command = (sys.executable, "-m", "controller.review")
+                pipe = asyncio.subprocess.PIPE
+                self.process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+            assert self.process.stdin and self.process.stdout
+            if self.ending:
+                self.ending.cancel()
+            try:
+                async with asyncio.timeout(self.LONGEST_S):
+                    self.process.stdin.write(json.dumps(question).encode() + b"\n")
+                    good, n_bytes = review.ANSWER.unpack(await self.process.stdout.readexactly(review.ANSWER.size))
+                    answer = await self.process.stdout.readexactly(n_bytes)
+            except BaseException as error:  # somebody who does not wait leaves an answer behind that is nobody else's
+                self.end()
+                if isinstance(error, (OSError, asyncio.IncompleteReadError, TimeoutError)):
+                    return False, f"the session could not be read: {error}".encode()
+                raise
+            self.ending = asyncio.get_running_loop().call_later(self.IDLE_S, self.end)
+            return good, answer
+
+    def end(self) -> None:
+        """Let it go."""
+        if self.process and self.process.returncode is None:
+            self.process.kill()
+        self.process = None
+
+
 class Page:
     """What all pages share.
 
@@ -92,10 +140,12 @@ class Page:
         Path of guard's socket for the page.
     origins : frozenset of str
         Where our own page may come from, such as "http://127.0.0.1:8137".
+    files : Files
     """
 
-    def __init__(self, ring: RingReader, door: str, origins: frozenset[str]) -> None:
-        self.ring, self.door, self.origins = ring, door, origins
+    def __init__(self, ring: RingReader, door: str, origins: frozenset[str], files: Files) -> None:
+        self.ring, self.door, self.origins, self.files = ring, door, origins, files
+        self.reader = Reader()
         self.viewers: set[Viewer] = set()
         self.status: dict[str, Any] = {}
         self.guard: dict[str, Any] | None = None  # what it last said of itself; None = it was not asked
@@ -162,7 +212,9 @@ class Page:
     async def static(self, request: Request) -> Response:
         """What the page is made of, by name: no path is ever put together from what a stranger says."""
         name = request.path_params["name"]
-        kinds = {"page.js": "text/javascript", "page.css": "text/css", "icon.svg": "image/svg+xml"}
+        script = "text/javascript"
+        kinds = dict.fromkeys(("page.js", "draw.js", "prescription.js", "sessions.js"), script)
+        kinds |= {"page.css": "text/css", "icon.svg": "image/svg+xml"}
         if name not in kinds:
             return PlainTextResponse("not here", 404)
         return FileResponse(STATIC / name, media_type=kinds[name])
@@ -197,6 +249,69 @@ class Page:
             secure = request.url.scheme == "https"
             response.set_cookie(COOKIE, token, max_age=FOREVER_S, httponly=True, samesite="strict", secure=secure)
         return response
+
+    # --- what is prescribed, and what was ------------------------------------------------------------------------------------
+    async def may_read(self, request: Request) -> Response | None:
+        """None = guard says that whoever asks may; else what it says instead."""
+        answer = await self.say({"do": "read"}, request.cookies.get(COOKIE, ""))
+        return None if answer["ok"] else JSONResponse(answer, 403)
+
+    async def prescription(self, request: Request) -> Response:
+        """The form, and the versions before; where changes are sent along, what would come of them: nothing is changed here."""
+        if refused := await self.may_read(request):
+            return refused
+        if self.files.settings is None:
+            return JSONResponse({"ok": False, "reasons": ["this bed has no settings to show"]}, 404)
+        try:
+            text = self.files.settings.read_text()
+            problems: list[str] = []
+            config = settings.parse(text)
+            if request.method == "POST":
+                try:
+                    _, config = prescribing.changed(text, json.loads(await body(request)), {}, "this")
+                except settings.SettingsError as error:
+                    problems = list(error.problems)
+                except ValueError:
+                    return JSONResponse({"ok": False, "reasons": ['changes are {"prescription": {...}, "trains.NAME": {...}}']}, 400)
+        except (OSError, settings.SettingsError) as error:
+            return JSONResponse({"ok": False, "reasons": [str(error)]}, 500)
+        told = prescribing.form(config) | {"ok": not problems, "reasons": problems}
+        if request.method == "GET" and self.files.versions:
+            told["versions"] = prescribing.versions(self.files.versions)
+        return JSONResponse(told)
+
+    async def montage(self, request: Request) -> Response:
+        """Where the pads go, drawn."""
+        name, side = request.path_params["name"], request.query_params.get("side", "right")
+        known = prescribing.known_montages()
+        if name not in known or side not in ("right", "left"):
+            return PlainTextResponse("not here", 404)
+        return Response(montages.svg(name, known[name], side), media_type="image/svg+xml")
+
+    async def sessions(self, request: Request) -> Response:
+        """All sessions of this bed's folder."""
+        if refused := await self.may_read(request):
+            return refused
+        return JSONResponse({"ok": True, "sessions": review.sessions(self.files.sessions) if self.files.sessions else []})
+
+    async def session(self, request: Request) -> Response:
+        """What happened in a session, or a part of its signals as records of columns."""
+        if refused := await self.may_read(request):
+            return refused
+        name, query = request.path_params["name"], request.query_params
+        folder = self.files.sessions
+        if folder is None or name not in (row["name"] for row in review.sessions(folder)):
+            return JSONResponse({"ok": False, "reasons": ["there is no such session"]}, 404)
+        question: dict[str, Any] = {"folder": str(folder / name)}
+        if "n" in query:
+            try:
+                question |= {"from_s": float(query["from"]), "to_s": float(query["to"]), "n": int(query["n"])}
+            except (ValueError, KeyError):
+                return JSONResponse({"ok": False, "reasons": ["a part of a session is from, to (s) and n"]}, 400)
+        good, answer = await self.reader.ask(**question)
+        if not good:
+            return JSONResponse({"ok": False, "reasons": [answer.decode()]}, 422)
+        return Response(answer, media_type="application/octet-stream" if "n" in query else "application/json")
 
     async def live(self, web: WebSocket) -> None:
         """Traces and state out, words in."""
@@ -327,6 +442,7 @@ def application(page: Page) -> ASGIApp:
     async def lifespan(_: Starlette) -> Any:
         tasks = [asyncio.create_task(page.pump()), asyncio.create_task(page.ask_guard())]
         yield
+        page.reader.end()
         for task in tasks:
             task.cancel()
 
@@ -336,6 +452,10 @@ def application(page: Page) -> ASGIApp:
         Route("/metrics", page.metrics),
         Route("/stop", page.stop, methods=["POST"]),
         Route("/pair", page.pair, methods=["POST"]),
+        Route("/prescription", page.prescription, methods=["GET", "POST"]),
+        Route("/montages/{name}.svg", page.montage),
+        Route("/sessions", page.sessions),
+        Route("/sessions/{name}", page.session),
         Route("/{name}", page.static),
         WebSocketRoute("/live", page.live),
     ]
@@ -348,6 +468,8 @@ def main() -> int:
     parser.add_argument("--feed", type=int, required=True)
     parser.add_argument("--door", required=True)
     parser.add_argument("--port", type=int, required=True)
+    for name in Files._fields:
+        parser.add_argument(f"--{name}", type=Path)
     args = parser.parse_args()
     realtime.die_with_parent()
     os.nice(5)  # whatever is done here can wait for the recording
@@ -358,7 +480,7 @@ def main() -> int:
         return 2
     origins = frozenset(f"http://{host}:{args.port}" for host in (LOOPBACK, "localhost"))
     config = uvicorn.Config(
-        application(Page(RingReader(args.feed), args.door, origins)),
+        application(Page(RingReader(args.feed), args.door, origins, Files(args.settings, args.versions, args.sessions))),
         http=Impatient,
         ws="websockets-sansio",
         ws_max_size=MAX_BYTES,

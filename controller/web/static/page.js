@@ -4,7 +4,6 @@
 
 const $ = (id) => document.getElementById(id);
 const STALE_MS = 1000, SWEEP_S = 10, SILENCE_MS = 120000, RETRY_MS = 500;
-const EMG = 0, FORCE = 1, EVIDENCE = 2;
 
 const bed = { status: null, alarms: [], guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
 const traces = new Map();                       // "what/i" -> {least, most: Float32Array, newest}
@@ -118,7 +117,17 @@ function know(you) {
   $("you").textContent = you ? `You are ${you.name}, ${you.role}.` : "You have not paired: you can read, and stop.";
   $("pair-form").hidden = Boolean(you);
   $("leave").hidden = !you;
+  if (!you || !READERS.includes(you.role)) look("live");
 }
+
+// --- what is looked at: the signals now, the prescription, sessions of before; state, alarms and STOP stay -----------------------------
+const READERS = ["viewer", "clinician"], opened = {};
+function look(view) {
+  document.body.dataset.view = view;
+  for (const button of $("views").children) button.ariaPressed = String(button.dataset.view === view);
+  if (opened[view]) opened[view]();
+}
+$("views").addEventListener("click", (event) => { if (event.target.dataset.view) look(event.target.dataset.view); });
 
 // --- what is shown ------------------------------------------------------------------------------------------------------------------
 const WORDS = { spasm: "Spasm:", over: "Over:", "held back": "Held back," };
@@ -152,6 +161,7 @@ function show() {
     ["trains", `${s.trains}, ${s.pulses} pulses, ${s.refusals} refused`],
     ["session", s.session.split("/").pop()],
   ]);
+  rx.sessionIs(s.session);
   set("holder", g ? (g.holder ? `${g.holder} holds control.` : "Nobody holds control.") : "");
   set("signals", Object.entries(s.rules).map(([name, r]) => `${name}: ${r.active ? "SPASM" : "at rest"}${r.veto ? `, held back: ${r.veto}` : ""}${r.quality === "ok" ? "" : `, ${r.quality}`}`).join("; "));
 }
@@ -215,8 +225,7 @@ function lay(what) {
   n = what.column_hz * SWEEP_S;
   hushed = new Uint8Array(n);
   traces.clear();
-  const add = (kind, names, colour, unit) => names.forEach((name, i) => traces.set(`${kind}/${i}`, { kind, name, colour, unit, least: new Float32Array(n).fill(NaN), most: new Float32Array(n).fill(NaN) }));
-  add(EMG, what.emg, "--emg", "µV"); add(FORCE, what.force, "--force", what.force_unit); add(EVIDENCE, what.rules, "--evidence", "");
+  for (const trace of traceList(what, n)) traces.set(`${trace.kind}/${trace.i}`, trace);
 }
 function columns(data) {
   if (!scene) return;
@@ -241,18 +250,12 @@ const canvas = $("canvas"), pen = canvas.getContext("2d", { alpha: false });
 let frames = 0, framesFrom = performance.now(), drawnAt = -1;
 function draw() {
   requestAnimationFrame(draw);
-  if (!scene || newest === drawnAt) return;
+  if (!scene || newest === drawnAt || document.body.dataset.view !== "live") return;
   drawnAt = newest;
   frames++;
-  const style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
-  const ratio = devicePixelRatio || 1, w = Math.round(canvas.clientWidth * ratio), h = Math.round(canvas.clientHeight * ratio);
-  if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
-  pen.fillStyle = colour("--paper"); pen.fillRect(0, 0, w, h);
-  const rowHeight = h / traces.size;
-  pen.font = `${ratio * Math.max(12, Math.min((rowHeight / ratio) * 0.2, 26))}px system-ui`;
+  const colour = colours(), { ratio, w, h, rowHeight } = clean(canvas, pen, traces.size, colour);
   let y0 = 0;
-  for (const trace of traces.values()) { row(trace, y0, rowHeight, w, colour); y0 += rowHeight; }
-  const MARKS = { pulse: "--pulse", spasm: "--spasm", over: "--over", refused: "--refused", "held back": "--soft" };
+  for (const trace of traces.values()) { drawRow(pen, trace, y0, rowHeight, w, colour, n, hushed); y0 += rowHeight; }
   const wrote = {};                             // two rules that say the same at one time say it once
   for (const mark of marks) {
     const ago = newest - mark.at;
@@ -262,46 +265,15 @@ function draw() {
     pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
     if (mark.what === "pulse" || Math.abs(x - wrote[mark.what]) < 80 * ratio) continue;
     wrote[mark.what] = x;
-    write(mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
+    write(pen, mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
   }
   const x = ((newest % n) / n) * w;
   pen.fillStyle = colour("--soft"); pen.fillRect(x, 0, Math.max(1, ratio), h);
   const now = performance.now();
   if (now - framesFrom > 1000) { set("rate", `${Math.round((1000 * frames) / (now - framesFrom))} frames a second, ${SWEEP_S} s`); frames = 0; framesFrom = now; }
 }
-function write(text, x, y, ink, paper) {         // readable on whatever is drawn there
-  const size = parseFloat(pen.font);
-  pen.globalAlpha = 0.8; pen.fillStyle = paper; pen.fillRect(x - 3, y - size, pen.measureText(text).width + 6, size * 1.3);
-  pen.globalAlpha = 1; pen.fillStyle = ink; pen.fillText(text, x, y);
-}
-function row(trace, y0, height, w, colour) {
-  let low = Infinity, high = -Infinity;
-  for (let i = 0; i < n; i++) {                  // a pulse's own picture in the EMG does not set the scale
-    if (trace.kind === EMG && hushed[i]) continue;
-    if (trace.least[i] < low) low = trace.least[i];
-    if (trace.most[i] > high) high = trace.most[i];
-  }
-  if (trace.kind === EVIDENCE) { low = 0; high = Math.max(high, 1.2); }
-  if (!(high > low)) { high = low + 1; if (!Number.isFinite(low)) { low = 0; high = 1; } }
-  const pad = height * 0.08, above = Math.min(parseFloat(pen.font) * 1.5, height / 2);   // the name has a line of its own
-  const y = (v) => y0 + height - pad - ((v - low) / (high - low)) * (height - pad - above);
-  pen.strokeStyle = colour("--line"); pen.lineWidth = 1; pen.beginPath(); pen.moveTo(0, y0 + height); pen.lineTo(w, y0 + height); pen.stroke();
-  if (trace.kind === EVIDENCE) { pen.strokeStyle = colour("--spasm"); pen.setLineDash([6, 6]); pen.beginPath(); pen.moveTo(0, y(1)); pen.lineTo(w, y(1)); pen.stroke(); pen.setLineDash([]); }
-  pen.fillStyle = colour(trace.colour);
-  const step = w / n;
-  for (let i = 0; i < n; i++) {
-    if (Number.isNaN(trace.least[i])) continue;
-    let least = trace.least[i], most = trace.most[i];
-    if (i && trace.least[i - 1] > most) most = trace.least[i - 1];   // a line, not dots
-    if (i && trace.most[i - 1] < least) least = trace.most[i - 1];
-    const x = Math.floor(i * step), top = Math.round(Math.max(y0, y(most))), bottom = Math.round(Math.min(y0 + height, y(least)));
-    pen.fillRect(x, top, Math.max(1, Math.floor((i + 1) * step) - x), Math.max(1, bottom - top));   // whole pixels: sharp, and quick
-  }
-  const range = trace.kind === EVIDENCE ? "evidence, dashed: enough" : `${trim(low)} to ${trim(high)} ${trace.unit}`;
-  write(`${trace.name}   ${range}`, 8, y0 + parseFloat(pen.font) * 1.1, colour("--ink"), colour("--paper"));
-}
-function trim(x) { return Math.abs(x) >= 100 ? x.toFixed(0) : x.toPrecision(2); }
-
-setInterval(show, 200);
-requestAnimationFrame(draw);
-connect();
+addEventListener("DOMContentLoaded", () => {    // when the other scripts are there
+  setInterval(show, 200);
+  requestAnimationFrame(draw);
+  connect();
+});
