@@ -42,7 +42,7 @@ MAY = {
     "": {"status", "stop"},
     "viewer": {"status", "stop", "leave"},
     "patient": {"status", "stop", "leave", "trigger"},
-    "clinician": {"status", "stop", "leave", "trigger", "offer", "arm", "disarm", "clear", "take"},
+    "clinician": {"status", "stop", "leave", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take"},
     "admin": {"status", "stop", "leave", "invite"},
 }
 HALF_OPEN, BIG_BYTES, SLOW, FLOOD = 900, 16 << 20, 12, 4

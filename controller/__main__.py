@@ -176,6 +176,11 @@ def parser() -> argparse.ArgumentParser:
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
+    certificate = add("certificate", run_certificate, "a certificate for the page on a network interface, for [page]")
+    certificate.add_argument("interface", help="as `ip link` names it, such as enp3s0")
+    certificate.add_argument("--host-name", default="", help="by which browsers find this machine, beside its address")
+    certificate.add_argument("--folder", type=Path, default=Path("certificates"), help="where the files go (default certificates)")
+
     install = add("install", run_install, "make a bed a service of systemd: its unit, udev rules and limits; runs no command")
     scope = install.add_mutually_exclusive_group(required=True)
     scope.add_argument("--system", dest="scope", action="store_const", const="system", help="of the machine, from its start")
@@ -653,6 +658,13 @@ def run_doctor(args: argparse.Namespace) -> int:
     from controller import doctor
 
     return doctor.command(args)
+
+
+def run_certificate(args: argparse.Namespace) -> int:
+    """The page beyond loopback."""
+    from controller import certificate
+
+    return certificate.command(args)
 
 
 def run_install(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ LEVELS = {
     "lockout": MEDIUM,
     "no_stimulator": MEDIUM,
     "no_data": MEDIUM,
+    "signal_bad": MEDIUM,
     "not_recorded": MEDIUM,
     "records_lost": MEDIUM,
     "disk_low": MEDIUM,
@@ -54,6 +55,7 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
     """
     said, s = guard or {}, status or {}
     state, reason = s.get("state"), s.get("reason", "")
+    bad = [f"{name} ({rule['veto'] or 'bad'})" for name, rule in s.get("rules", {}).items() if rule["quality"] == "bad"]
     on = {
         "unknown": not s and "nothing is known of the bed: look at the patient",
         "stop_unconfirmed": said.get("stop_confirmed") is False and "the stimulator did not confirm the stop: SWITCH IT OFF BY HAND",
@@ -62,6 +64,7 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
         "lockout": state == "LOCKOUT" and f"locked out, output is off: {reason}",
         "no_stimulator": state == "OFF" and f"no stimulator: {reason}",
         "no_data": s and s.get("rules") and not s.get("data_ok") and "no fresh signal: no automatic stimulation",
+        "signal_bad": s.get("data_ok") and bad and f"poor signal, look at the electrodes: {', '.join(bad)} hears no spasm",
         "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
         "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",
         "disk_low": s.get("disk_free_bytes", DISK_LOW_BYTES) < DISK_LOW_BYTES

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import audit, button, describe, dose, messages, prescribing, realtime, recording, settings
+from controller import alarms, audit, button, describe, dose, messages, prescribing, realtime, recording, settings
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
@@ -50,6 +50,7 @@ RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+RATE_S, ROOM_S = 10.0, 2 * 3600.0  # F5: after so long the rate of recording is known, and there must be room for so much more
 MAX_PROBLEMS = 20  # of a prescription, that are told
 BUTTON_AGAIN_S = 2.0  # after it was started: before it is started again
 
@@ -168,7 +169,7 @@ class Daemon:
         people: dict[str, Any] | None = None,
     ) -> None:
         os.umask(0o077)  # what is recorded of a person is nobody else's business
-        self.path, self.people = path, people
+        self.path, self.people, self.why_not_arm = path, people, ""
         self.next: tuple[Settings, dict[str, Any]] | None = None
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
         self.view = settings.guard_view(config)
@@ -285,6 +286,18 @@ class Daemon:
         self.start_page()
         self.start_button()
 
+    def see_disk(self, free_bytes: int) -> None:
+        """Arming needs room for what will be recorded: guard is told when there is too little, and when there is again (F5)."""
+        recorded_s = time.monotonic() - self.started
+        per_s = (self.folder / recording.SIGNALS).stat().st_size / recorded_s if recorded_s > RATE_S else 0.0
+        needed = max(alarms.DISK_LOW_BYTES, int(per_s * ROOM_S))
+        why = f"{free_bytes / 1e9:.1f} GB are free, arming needs {needed / 1e9:.1f} GB: {ROOM_S / 3600:g} h of recording [F5]"
+        why = why if free_bytes < needed else ""
+        if bool(why) != bool(self.why_not_arm) and self.link:
+            self.why_not_arm = why
+            self.tell_guard(why_not_arm=why)
+            self.note("disk", why_not_arm=why)
+
     def mark(self) -> None:
         """Once a second: where the audit ends, a boundary to resynchronise at, everything on the disk."""
         if self.audit.head != self.anchored:
@@ -343,6 +356,7 @@ class Daemon:
         self.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
         self.link.send(json.dumps(self.view | {"history": self.journal.history(), "people": self.people}).encode())
         self.people = None  # a guard that dies takes them with it
+        self.why_not_arm = ""  # it has not been told yet
 
     def start_loop(self) -> None:
         """Start a loop, if there is anything to hear, and introduce it to guard."""
@@ -365,9 +379,12 @@ class Daemon:
         """Start the page's process, if there is to be a page."""
         if self.feed:
             kept = ["--versions", str(prescribing.versions_folder(self.path))] if self.path else []
+            page = self.config.page
+            beyond = ["--interface", page.interface, "--host-name", page.host_name, "--certificate", page.certificate, "--key", page.key]
             files = ["--settings", str(self.folder / recording.SETTINGS), "--sessions", str(self.folder.parent), *kept]
-            self.page = PageProcess(self.bed, self.config.page.port, self.feed, *files)
-            self.tell(f"page: http://127.0.0.1:{self.config.page.port}")
+            self.page = PageProcess(self.bed, page.port, self.feed, *files, *(beyond if page.interface else []))
+            where = f"https://127.0.0.1:{page.port}, and on {page.interface}" if page.interface else f"http://127.0.0.1:{page.port}"
+            self.tell(f"page: {where}")
 
     def look_after_page(self) -> None:
         """Start a page's process that ended again, but not for ever: the bed needs none."""
@@ -443,7 +460,15 @@ class Daemon:
             return
         said = json.loads(data)
         reasons = self.prescribe(said["prescribe"], said["people"])
-        self.link.send(json.dumps({"ok": self.next is not None, "reasons": reasons}).encode())
+        self.tell_guard(ok=self.next is not None, reasons=reasons)
+
+    def tell_guard(self, **words: Any) -> None:
+        """Say something to guard; one that is gone is seen elsewhere."""
+        assert self.link
+        try:
+            self.link.send(json.dumps(words).encode())
+        except OSError:
+            pass
 
     def prescribe(self, said: dict[str, Any], people: dict[str, Any]) -> list[str]:
         """Keep a change of the prescription and end this session for one with it; or say why not."""
@@ -668,6 +693,7 @@ class Daemon:
     def write_status(self) -> None:
         """Replace the status file, which `calmloop status` reads."""
         free_bytes = shutil.disk_usage(self.folder).free
+        self.see_disk(free_bytes)
         facts = self.status | {
             "written_ns": monotonic_ns(),
             "pid": os.getpid(),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import ssl
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from controller.settings import Button
+    from controller.settings import Button, Page
 
 ONLINE = Path("/sys/devices/system/cpu/online")
 
@@ -83,6 +86,8 @@ def _bed(row: Any, config_path: str) -> None:
     _port(row, config.stimulator.driver, config.stimulator.port)
     if config.button:
         _button(row, config.button)
+    if config.page.interface:
+        _page(row, config.page)
     folder = Path(config.session.folder)
     nearest = folder if folder.is_dir() else folder.absolute().parent
     row(
@@ -175,6 +180,27 @@ def _button(row: Any, button: Button) -> None:
         device.close()
     fact = "there, and closed: guard will not arm" if closed else "there, and open"
     row(f"button {button.device}", not closed, fact, "let it go; where nobody holds it, invert is wrong in [button]")
+
+
+def _page(row: Any, page: Page) -> None:
+    """The page beyond loopback: the interface is there, and its certificate is good for a while."""
+    from controller import network
+
+    what = f"[page] interface {page.interface}"
+    try:
+        row(what, True, str(network.of(page.interface).ip))
+    except OSError as error:
+        row(what, False, str(error.strerror), "`ip -4 -brief address` lists interfaces that have an address")
+    what, mend = f"[page] certificate {page.certificate}", f"make it anew: calmloop certificate {page.interface}"
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(page.certificate, page.key)
+        text = subprocess.run(
+            ["openssl", "x509", "-noout", "-enddate", "-in", page.certificate], capture_output=True, text=True, check=True
+        ).stdout
+        days = (ssl.cert_time_to_seconds(text.strip().removeprefix("notAfter=")) - time.time()) / 86400
+        row(what, days > 0, f"good for {days:.0f} days" if days > 0 else "is too old", mend)
+    except (OSError, ssl.SSLError, subprocess.CalledProcessError) as error:
+        row(what, False, str(error), mend)
 
 
 def _group(port: str) -> str:

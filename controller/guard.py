@@ -86,6 +86,7 @@ class Guard:
         self.page_door, self.strangers, self.people = page, set[socket.socket](), People()
         if people := view.get("people"):
             self.people.take_over(people)
+        self.why_not_arm = ""  # as the daemon says: the disk is nearly full (F5)
         self.prescriber: socket.socket | None = None  # whoever waits for the daemon's word about a new prescription
         if page:
             self.doors.append(page)
@@ -462,10 +463,13 @@ class Guard:
             self.loop = socket.socket(fileno=fds[0])
             self.loop.setblocking(False)
             self.take(Event(Kind.LOOP_JOINED, now))
-        elif data[:1] == b"{":  # its word about a new prescription
-            client, self.prescriber = self.prescriber, None
-            if client:
-                self.tell(client, json.loads(data))
+        elif data[:1] == b"{":
+            said = json.loads(data)
+            if "why_not_arm" in said:
+                self.why_not_arm = said["why_not_arm"]
+            elif client := self.prescriber:
+                self.prescriber = None
+                self.tell(client, said)
         elif data == b"end":
             self.take(Event(Kind.DAEMON_LOST, now, text="session ended"))
             self.done = True
@@ -670,6 +674,9 @@ class Guard:
 
     def confirm(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
         """Second step: what was offered is named, the electrodes were looked at, and it is on the disk before it takes effect."""
+        if self.why_not_arm:
+            self.take(Event(Kind.NOTE, now, text=f"{who} may not arm: {self.why_not_arm}"))
+            return {"ok": False, "reasons": [self.why_not_arm]}
         if command.get("electrodes_checked") is not True:
             raise ValueError('arm needs "electrodes_checked": true from whoever has looked at patient, skin and pads [B3]')
         try:

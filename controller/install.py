@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from controller import network
+
 if TYPE_CHECKING:
     import argparse
 
@@ -106,7 +108,7 @@ DevicePolicy=closed
 #   [Service]
 #   IPAddressAllow=192.168.7.0/24 224.0.0.183 239.255.172.215 255.255.255.255
 IPAddressDeny=any
-IPAddressAllow=localhost
+IPAddressAllow=localhost{networks}
 """
 
 
@@ -179,8 +181,19 @@ def system_unit(config: Settings, path: Path, bed: str, user: str) -> str:
         read_write=f"ReadWritePaths={_quoted(sessions)}\n" if sessions.is_absolute() else "",
         devices="\n".join(f"DeviceAllow={device} rw" for device in devices_of(config)),
         name=unit_name(bed),
+        networks=_networks(config),
     )
     return _unit(path, bed, "%S/calmloop", "\n".join(who), SANDBOX + "\n" + sandbox, "multi-user.target")
+
+
+def _networks(config: Settings) -> str:
+    """The network of the page's interface, if it has one. Raises `InstallError`."""
+    if not (interface := config.page.interface):
+        return ""
+    try:
+        return f" {network.of(interface).network}"
+    except OSError as error:
+        raise InstallError(f"[page] interface = {interface!r}: {error.strerror}; `ip -4 -brief address` lists what is there") from None
 
 
 def user_unit(path: Path, bed: str) -> str:

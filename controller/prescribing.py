@@ -154,11 +154,11 @@ def changed(text: str, changes: Changes, more: Mapping[str, Any], name: str) -> 
         into = raw["prescription"] if place[0] == "prescription" else raw["trains"][place[1]]
         into[place[-1]] = value
     expected = settings.of_tables(raw, name)
-    new = toml_lines.edited(text, {place: value for place, value in wanted.items() if _value(before, place) != value})
-    if settings.parse(new, name) != expected:
-        words = "is a value written over several lines, or a table within one line?"
-        raise SettingsError([f"{name}: cannot be changed line by line as it is written ({words}): change it by hand"])
-    return new, expected
+    differs = {place: value for place, value in wanted.items() if _value(before, place) != value}
+    try:
+        return toml_lines.edited(text, differs, expected), expected
+    except toml_lines.LinesError as error:
+        raise SettingsError([f"{name}: {error}: change it by hand"]) from None
 
 
 def _value(config: Settings, place: tuple[str | int, ...]) -> Any:

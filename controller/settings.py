@@ -150,6 +150,12 @@ Key = Annotated[
     str,
     Field(pattern=r"^((KEY|BTN)_[A-Z0-9]{1,20}|[0-9]{1,4}|)$", title='a key\'s name or number, such as "KEY_SPACE" or "57"; empty = none'),
 ]
+InterfaceName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.:@-]{0,15}$", title='an interface\'s name as `ip link` gives it, such as "enp3s0"; empty = none')
+]
+HostName = Annotated[
+    str, Field(pattern=r"^[a-z0-9.-]{0,253}$", title='a host\'s name in small letters, such as "bed-3.ward.example"; empty = none')
+]
 TrainName = Annotated[str, Field(max_length=50, pattern=r"^[A-Za-z0-9_-]+$")]
 _TRAIN_NAME_WORDS = "must be 1 to 50 of the characters A-Z, a-z, 0-9, _ and -"
 # strict=False belongs to the list alone: TOML has lists, frozen settings have tuples; the items stay strict.
@@ -372,9 +378,13 @@ class Realtime(Table):
 
 
 class Page(Table):
-    """`[page]`: the page in a browser of this machine."""
+    """`[page]`: the page in a browser of this machine, and of a network only where all four of the rest are given (G1)."""
 
     port: int = Field(default=0, ge=0, le=65535, description="where it is served, http://127.0.0.1:PORT; 0 = no page")
+    interface: InterfaceName = Field(default="", description="network interface that it is served on too, over TLS; empty = none")
+    host_name: HostName = Field(default="", description="name by which browsers find this machine there; empty = its address")
+    certificate: TextOrNone = Field(default="", description="file of the page's certificate; `calmloop certificate` makes it")
+    key: TextOrNone = Field(default="", description="file of its key")
 
 
 class Button(Table):
@@ -708,6 +718,8 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
                 words = f"must be at most {key}_in_24_h, {day:g}: a session is a part of a day"
                 yield _Problem(("prescription", f"{key}_in_session"), f" = {session} {words}")
 
+    if page := _sound(Page, raw.get("page", {})):
+        yield from _page_problems(page)
     if button := _sound(Button, raw.get("button")):
         yield from _button_problems(button, stimulator)
 
@@ -838,6 +850,20 @@ def _option_problems(stimulator: Stimulator) -> Iterator[_Problem]:
         yield _Problem(("stimulator", "driver"), f" = {_short(stimulator.driver)} must be measured first, into a load, {words}")
     elif stimulator.experimental and stimulator.driver not in EXPERIMENTAL:
         yield _Problem(("stimulator", "experimental"), f" = true means nothing to {stimulator.driver}: leave it out")
+
+
+def _page_problems(page: Page) -> Iterator[_Problem]:
+    """Beyond loopback there is no page without a certificate (G1), and none by accident."""
+    if page.interface:
+        for key in ("certificate", "key"):
+            if not getattr(page, key):
+                yield _Problem(("page", key), f" is missing: a page on {page.interface} needs one; `calmloop certificate` makes it")
+        if not page.port:
+            yield _Problem(("page", "port"), " = 0 means no page, and none on an interface: give a port, or leave interface out")
+    else:
+        for key in ("host_name", "certificate", "key"):
+            if value := getattr(page, key):
+                yield _Problem(("page", key), f" = {_short(value)} means nothing without interface: a page on loopback alone has no TLS")
 
 
 def _button_problems(button: Button, stimulator: Stimulator | None) -> Iterator[_Problem]:

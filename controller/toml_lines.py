@@ -1,7 +1,7 @@
 """Values put into a settings file as it stands: their lines change, and nothing else; comments stay, in their column where there is room.
 
-Whoever uses it reads the result back and compares: a value that is written over several lines, or in a table without a header of its own,
-is left as it is.
+The result is read back and compared with what is meant: a value that is written over several lines, or in a table without a header of its
+own, cannot be changed like this.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from controller import settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from controller.settings import Settings
+
 #: key and sign, a value on one line, room, a comment, the line's end
 _LINE = re.compile(r"""^(\s*[\w-]+\s*=\s*)("(?:[^"\\]|\\.)*"|'[^']*'|\[[^\]#"']*\]|[^\s\#"'\[{](?:[^\#\r]*[^\s\#])?)(\s*?)(\#.*?)?(\r?)$""")
 
 
-def edited(text: str, wanted: Mapping[tuple[str | int, ...], Any]) -> str:
+class LinesError(ValueError):
+    """The file is not written in such a way; the message says so."""
+
+
+def edited(text: str, wanted: Mapping[tuple[str | int, ...], Any], meant: Settings) -> str:
     """Write values anew.
 
     Parameters
@@ -31,10 +37,18 @@ def edited(text: str, wanted: Mapping[tuple[str | int, ...], Any]) -> str:
     wanted : dict of place to value
         A place as `settings.line_numbers` gives it: ("prescription", "max_current_ma"), ("emg_rules", 0, "floor_uv").
 
+    meant : Settings
+        What the file must mean then.
+
     Returns
     -------
     str
         The file with them; a key that it did not have stands after the last one of its table.
+
+    Raises
+    ------
+    LinesError
+        It cannot be done line by line.
     """
     lines, numbers = text.split("\n"), settings.line_numbers(text)
     for place, value in wanted.items():
@@ -47,7 +61,14 @@ def edited(text: str, wanted: Mapping[tuple[str | int, ...], Any]) -> str:
     for table, end in sorted(ends.items(), key=lambda item: -item[1]):
         new = [f"{place[-1]} = {settings.toml(value)}" for place, value in wanted.items() if place[:-1] == table and place not in numbers]
         lines[end:end] = [f"{line}\r" for line in new] if lines[end - 1].endswith("\r") else new
-    return "\n".join(lines)
+    out = "\n".join(lines)
+    try:
+        same = settings.parse(out) == meant
+    except settings.SettingsError:
+        same = False
+    if not same:
+        raise LinesError("these values cannot be put in line by line (is one written over several lines, or in a table within a line?)")
+    return out
 
 
 def _with_value(line: re.Match[str], value: str) -> str:

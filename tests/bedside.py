@@ -5,7 +5,6 @@ second. `silent` stops all of it, as a daemon that hangs would; `still` the trac
 """
 
 import contextlib
-import os
 import shutil
 import socket
 import threading
@@ -61,7 +60,11 @@ class Bedside:
         self.rng, self.ending = np.random.default_rng(1), threading.Event()
         self.silent = self.still = False
         self.facts = self._first_facts()
-        self.page = daemon.PageProcess(self.rig.bed, self.port, self.feed)
+        (folder / "settings.toml").write_text(self.rig.config.to_toml())
+        self.sessions = folder / "sessions"
+        self.sessions.mkdir()
+        files = ("--settings", str(folder / "settings.toml"), "--sessions", str(self.sessions), "--versions", str(folder / "versions"))
+        self.page = daemon.PageProcess(self.rig.bed, self.port, self.feed, *files)
         self.feeder = threading.Thread(target=self._play, daemon=True)
         self.feeder.start()
         end = time.monotonic() + 15.0
@@ -193,6 +196,5 @@ class Bedside:
         self.ending.set()
         self.feeder.join()
         self.page.close()
-        self.feed.ring.close()
-        os.close(self.feed.fd)
+        self.feed.close()
         self.rig.close()

@@ -1,5 +1,7 @@
 """The page in a real browser, judged from outside: by the virtual stimulator's log, by guard's rows, and by what a person can read."""
 
+import itertools
+import json
 import os
 import signal
 import statistics
@@ -13,6 +15,7 @@ from websockets.sync.client import connect
 
 from tests import bedside
 from tests.rig import NO_HISTORY
+from tests.test_review import record
 
 pytest.importorskip("playwright")
 from playwright.sync_api import expect, sync_playwright
@@ -234,8 +237,12 @@ def test_stop_is_always_in_view_nothing_scrolls_sideways_and_all_can_be_hit(cont
         "late": "late " * 20,
     }
     expect(page.locator("#reason")).to_contain_text("many words")
-    for name, (width, height) in SIZES.items():
+    page.locator("#views button[data-view=prescription]").click()
+    expect(page.locator("#rx-trains\\.peroneal-current_ma")).to_be_visible()
+    for (name, (width, height)), view in itertools.product(SIZES.items(), ("live", "prescription", "sessions")):
         page.set_viewport_size({"width": width, "height": height})
+        page.evaluate("scrollTo(0, 0)")
+        page.locator(f"#views button[data-view={view}]").click()
         for to in ("0", "document.documentElement.scrollHeight"):
             page.evaluate(f"scrollTo(0, {to})")
             box = page.locator("#stop").bounding_box()
@@ -245,7 +252,7 @@ def test_stop_is_always_in_view_nothing_scrolls_sideways_and_all_can_be_hit(cont
             assert page.evaluate(at) == "stop", name
             expect(page.locator(".alarm.high")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        for one in page.locator("button:visible, input:visible, a:visible").all():
+        for one in page.locator("button:visible, input:visible, select:visible, a:visible").all():
             box = one.bounding_box()
             assert min(box["height"], box["width"]) >= (24 if one.get_attribute("type") == "checkbox" else 44), (
                 name,
@@ -303,6 +310,13 @@ def axe():
     return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
 
 
+def violations(page, where):
+    """What axe calls serious or worse."""
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then((r) => r.violations)")
+    serious = [(one, node) for one in found if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+    return [f"{where}: {one['id']}: {node['html']}: {node['failureSummary']}" for one, node in serious]
+
+
 def test_axe_finds_nothing_serious(contexts, bed):
     script, found, n = axe(), [], 0
     bed.still = True  # what moves costs time and changes nothing here
@@ -319,6 +333,14 @@ def test_axe_finds_nothing_serious(contexts, bed):
             page.locator("#offer").click()
             expect(page.locator("#arm")).to_be_visible()
             page.locator("#checked").check()
+            for view, shown in (("prescription", "#rx-put"), ("sessions", "#session-list")):
+                page.locator(f"#views button[data-view={view}]").click()
+                expect(page.locator(shown)).to_be_visible()
+                for scheme in ("light", "dark"):
+                    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+                    n += 1
+                    found += violations(page, f"{view} {scheme}")
+            page.locator("#views button[data-view=live]").click()
         states = ("OFF", "IDLE", "ARMED", "STIMULATING", "FAULT", "LOCKOUT", "unknown") if role == "clinician" else ("IDLE",)
         for state in states:
             bed.silent = state == "unknown"
@@ -330,10 +352,79 @@ def test_axe_finds_nothing_serious(contexts, bed):
                     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
                     n += 1
                     where = f"{role or 'stranger'} {state} {size} {scheme}"
-                    for one in page.evaluate("axe.run({resultTypes: ['violations']}).then((r) => r.violations)"):
-                        if one["impact"] in ("serious", "critical"):
-                            found += [f"{where}: {one['id']}: {node['html']}: {node['failureSummary']}" for node in one["nodes"]]
+                    found += violations(page, where)
         bed.silent = False
         bed.facts |= {"state": "IDLE", "data_ok": True}
     assert not found, "\n".join(found)
-    assert n == 42
+    assert n == 46
+
+
+# --- the prescription and sessions of before --------------------------------------------------------------------------------------------
+CURRENT, REASON = "#rx-trains\\.peroneal-current_ma", "#rx-reason"
+
+
+@pytest.mark.safety("G6", "A14")
+def test_a_clinician_changes_the_prescription_seeing_limits_and_what_follows(contexts, bed):
+    page = bed.pair(contexts(), "clinician")
+    page.locator("#views button[data-view=prescription]").click()
+    expect(page.locator(CURRENT)).to_have_value("20")
+    expect(page.locator(CURRENT + "-about")).to_contain_text("at most 20 (prescription, max_current_ma)")
+    expect(page.locator("#rx-figures")).to_contain_text("charge per phase 10 of 10 uC")
+    expect(page.locator("#rx-put")).to_be_disabled()
+    page.locator(CURRENT).fill("20.5")
+    expect(page.locator("#rx-problems")).to_contain_text("must be at most 20 mA (prescription)")
+    expect(page.locator(CURRENT)).to_have_attribute("aria-invalid", "true")
+    expect(page.locator("#rx-put")).to_be_disabled()
+    page.locator(CURRENT).fill("")
+    expect(page.locator("#rx-problems")).to_contain_text("must be a number")
+    page.locator(CURRENT).fill("15")
+    expect(page.locator("#rx-figures")).to_contain_text("charge per phase 7.5 of 10 uC")
+    page.locator("#rx-prescription-montage").select_option("calf")
+    expect(page.locator("#rx-montage")).to_be_visible()
+    assert page.locator("#rx-montage").evaluate("e => e.complete && e.naturalWidth > 100")
+    page.locator("#rx-put").click()
+    expect(page.locator("#told")).to_contain_text("Write it down first")
+    page.locator(REASON).fill("less is enough")
+    page.locator("#rx-put").click()
+    said = json.loads(bed.rig.link.recv(65536))["prescribe"]  # the daemon's part
+    changes = {"prescription": {"montage": "calf"}, "trains.peroneal": {"current_ma": 15}}
+    assert said == {"based_on": 1, "changes": changes, "reason": "less is enough", "who": "Ada (clinician, page)"}
+    bed.rig.link.send(json.dumps({"ok": False, "reasons": ["version 2 of Ben is in force"]}).encode())
+    expect(page.locator("#rx-problems")).to_contain_text("version 2 of Ben is in force")
+    expect(page.locator(CURRENT)).to_have_value("15")  # what was written is not lost
+    page.locator("#rx-reset").click()
+    expect(page.locator(CURRENT)).to_have_value("20")
+
+
+def test_a_viewer_reads_the_prescription_and_changes_nothing_and_others_see_no_way_to_it(contexts, bed):
+    page = bed.pair(contexts(), "viewer")
+    page.locator("#views button[data-view=prescription]").click()
+    expect(page.locator(CURRENT)).to_be_disabled()
+    expect(page.locator("#rx-put")).to_be_hidden()
+    for role in ("patient", "admin"):
+        expect(bed.pair(contexts(), role).locator("#views")).to_be_hidden()
+
+
+def test_a_session_is_reviewed_spasm_by_spasm(contexts, bed):
+    folder, _ = record(bed.sessions)
+    page = bed.pair(contexts(), "viewer")
+    page.locator("#views button[data-view=sessions]").click()
+    page.locator("#session-list").select_option(folder.name)
+    expect(page.locator("#session-told")).to_contain_text("2 spasms, 1 trains, 25 pulses, 0.25 mC", timeout=20_000)
+    expect(page.locator("#session-part")).to_have_text("0:00.0 to 0:09.5")
+    rows = page.locator("#session-spasms tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0)).to_contain_text("25")
+    rows.nth(1).locator("button").click()
+    expect(page.locator("#session-part")).to_have_text("0:04.5 to 0:09.5")
+    before = page.locator("#session-canvas").screenshot()
+    box = page.locator("#session-canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 20)
+    page.mouse.up()
+    expect(page.locator("#session-part")).to_have_text("0:05.5 to 0:07.5")
+    page.locator("[data-zoom=out]").click()
+    expect(page.locator("#session-part")).to_have_text("0:04.5 to 0:08.5")
+    assert page.locator("#session-canvas").screenshot() != before
+    expect(page.locator("#session-events")).to_contain_text("granted")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import socket
 import sqlite3
@@ -54,11 +55,11 @@ class FakeGuard:
         pass
 
 
-def make(tmp_path, journal=None):
+def make(tmp_path, journal=None, path=None):
     """A daemon with its files and no children yet."""
     config = settings.load(ROOT / "config" / "demo.toml")
     config = config.model_copy(update={"session": config.session.model_copy(update={"folder": str(tmp_path / "sessions")})})
-    d = Daemon(config, "test", said_by(lines := []), journal=journal or tmp_path / "dose.sqlite")
+    d = Daemon(config, "test", said_by(lines := []), journal=journal or tmp_path / "dose.sqlite", path=path)
     d.lines = lines
     d.link = None
     d.start_guard = lambda: setattr(d, "guard", FakeGuard())
@@ -492,3 +493,105 @@ def test_status_and_the_sessions_end_tell_what_the_rules_saw_and_who_asked(bed):
     assert notes[-1]["what"] == recording.END and notes[-1]["spasms"] == bed.status["spasms"]
     (end,) = audit.details(bed.folder / recording.AUDIT, recording.END)
     assert end["spasms"] == bed.status["spasms"]
+
+
+# --- a new prescription ---------------------------------------------------------------------------------------------------------------
+PEOPLE = {"people": [], "holder": ""}
+
+
+@pytest.fixture
+def prescribed(tmp_path):
+    """A bed whose settings have a file of their own."""
+    path = tmp_path / "bed.toml"
+    text = (ROOT / "config" / "demo.toml").read_text().replace('folder = "sessions"', f'folder = "{tmp_path / "sessions"}"')
+    path.write_text(text)
+    d = make(tmp_path, path=path)
+    yield d, path
+    d.end()
+
+
+def change(d, based_on=1, reason="less is enough", **fields):
+    said = {"based_on": based_on, "changes": {"prescription": fields}, "reason": reason, "who": "Ada (clinician, page)"}
+    return d.prescribe(said, PEOPLE)
+
+
+@pytest.mark.safety("G6", "G7", "F9")
+def test_a_change_is_kept_audited_and_ends_the_session_for_one_with_it(prescribed):
+    d, path = prescribed
+    before = d.config.prescription
+    assert change(d, look_ms=120)[0] == "version 2 is in force"
+    config, people = d.next
+    assert people == PEOPLE and d.ending
+    assert settings.load(path) == config
+    rx = config.prescription
+    assert (rx.version, rx.author, rx.reason, rx.look_ms) == (2, "Ada (clinician, page)", "less is enough", 120)
+    assert before.look_ms == 100
+    row = audit.details(d.folder / "audit.sqlite", "prescribed")[0]
+    assert (row["version"], row["author"], row["changes"]) == (2, rx.author, ["prescription: look_ms 100 → 120 ms"])
+    assert "under way" in change(d, based_on=2, look_ms=130)[0]
+
+
+@pytest.mark.safety("G6", "F9")
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"based_on": 2, "look_ms": 120}, "version 1 of demo is in force"),
+        ({"based_on": 0, "look_ms": 120}, "version 1 of demo is in force"),
+        ({"look_ms": 99}, "at least 100"),
+        ({"max_current_ma": 61}, "at most 60 mA"),
+        ({"montage": "knee"}, "montage"),
+        ({}, "nothing is different"),
+        ({"look_ms": 100}, "nothing is different"),
+    ],
+)
+def test_what_may_not_be_in_force_changes_nothing(prescribed, fields, words):
+    d, path = prescribed
+    text = path.read_text()
+    assert words in " ".join(change(d, **fields))
+    assert path.read_text() == text and d.next is None and not d.ending
+
+
+@pytest.mark.safety("G6")
+def test_a_file_that_somebody_changed_by_hand_meanwhile_is_left_alone(prescribed):
+    d, path = prescribed
+    text = path.read_text().replace("look_ms = 100", "look_ms = 150")
+    path.write_text(text)
+    assert "changed by hand" in change(d, look_ms=120)[0]
+    assert path.read_text() == text and d.next is None
+
+
+def test_settings_without_a_file_are_not_prescribed(bed):
+    assert "no file of their own" in change(bed, look_ms=120)[0]
+
+
+@pytest.mark.safety("F5", "F9")
+def test_a_disk_that_does_not_take_the_change_keeps_the_old_one(prescribed, monkeypatch):
+    d, path = prescribed
+    text = path.read_text()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("controller.toml_lines.os.fsync", full)
+    assert "No space left" in change(d, look_ms=120)[0]
+    assert path.read_text() == text and d.next is None
+
+
+@pytest.mark.safety("F5")
+def test_guard_is_told_when_there_is_too_little_room_and_when_there_is_again(bed, monkeypatch):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    bed.link = ours
+    said = []
+    for free in (3e9, 1.9e9, 1.8e9, 2.1e9):
+        bed.see_disk(int(free))
+        while select.select([theirs], [], [], 0)[0]:
+            said.append(json.loads(theirs.recv(4096))["why_not_arm"])
+    assert len(said) == 2 and "1.9 GB are free" in said[0] and said[1] == ""
+    bed.started -= 100.0  # a recording of 100 s and 100 MB needs 7.2 GB for two hours
+    with (bed.folder / "signals.xdf").open("r+b") as file:
+        file.truncate(100_000_000)
+    bed.see_disk(int(7e9))
+    assert "arming needs 7.2 GB" in json.loads(theirs.recv(4096))["why_not_arm"]
+    ours.close()
+    theirs.close()
+    bed.link = None

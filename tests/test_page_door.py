@@ -1,6 +1,8 @@
 """Guard's door for the page, as a process: nothing without a token but a stop; judged by the virtual stimulator's log and guard's rows."""
 
 import json
+import socket
+import threading
 import time
 
 import pytest
@@ -117,3 +119,121 @@ def test_a_bed_without_a_page_has_no_door(guard):
     assert not messages.page_path(messages.control_path(guard.bed)).exists()
     with pytest.raises(messages.NoBedError):
         ask(guard, "stop")
+
+
+# --- the prescription: guard lets it pass to the daemon, which is played here -----------------------------------------------------------
+def prescribe(rig, token, **more):
+    """Asked in a thread: the answer is the daemon's."""
+    answers = []
+    fields = {"based_on": 1, "changes": {"prescription": {"max_current_ma": 18}}, "reason": "less is enough"} | more
+    thread = threading.Thread(target=lambda: answers.append(ask(rig, "prescribe", token, **fields)))
+    thread.start()
+    return thread, answers
+
+
+def passed_on(rig):
+    rig.link.settimeout(1.0)
+    try:
+        return json.loads(rig.link.recv(65536))
+    except TimeoutError:
+        return None
+
+
+@pytest.mark.safety("G2", "G6", "G7")
+def test_a_new_prescription_goes_to_the_daemon_with_who_and_why_and_its_word_is_the_answer(rig):
+    token = pair(rig, "clinician", "Ada")
+    thread, answers = prescribe(rig, token)
+    said = passed_on(rig)
+    assert said["prescribe"] == {
+        "based_on": 1,
+        "changes": {"prescription": {"max_current_ma": 18}},
+        "reason": "less is enough",
+        "who": "Ada (clinician, page)",
+    }
+    assert [row[1:3] for row in said["people"]["people"]] == [["Ada", "clinician"]]
+    assert token not in json.dumps(said)
+    second, refused = prescribe(rig, token)
+    second.join()
+    assert "another change" in refused[0]["reasons"][0]
+    rig.link.send(json.dumps({"ok": False, "reasons": ["version 2 is in force"]}).encode())
+    thread.join()
+    assert (answers[0]["ok"], answers[0]["reasons"]) == (False, ["version 2 is in force"])
+    assert any("Ada (clinician, page) prescribes: less is enough" in row.get("event", {}).get("text", "") for row in rig.rows())
+    thread, answers = prescribe(rig, token)  # and the next is asked again
+    assert passed_on(rig)
+    rig.link.send(b'{"ok": true, "reasons": []}')
+    thread.join()
+    assert answers[0]["ok"]
+
+
+@pytest.mark.safety("B1", "B5", "G2", "G6")
+def test_nothing_is_prescribed_by_who_may_not_or_while_armed_or_without_a_reason(rig):
+    ada, ben = pair(rig, "clinician", "Ada"), pair(rig, "clinician", "Ben")
+    ask(rig, "take", ada)
+    for token, more, words in (
+        ("", {}, "[G2]"),
+        (pair(rig, "patient", "Pat"), {}, "[G2]"),
+        (pair(rig, "viewer", "Vic"), {}, "[G2]"),
+        (pair(rig, "admin", "Adm"), {}, "[G2]"),
+        (ben, {}, "Ada (clinician, page) holds control"),
+        (ada, {"reason": " "}, "reason"),
+        (ada, {"based_on": "1"}, "based_on"),
+        (ada, {"based_on": None}, "based_on"),
+    ):
+        thread, answers = prescribe(rig, token, **more)
+        thread.join()
+        assert not answers[0]["ok"] and words in answers[0]["reasons"][0], answers
+    arm(rig, ada)
+    thread, answers = prescribe(rig, ada)
+    thread.join()
+    assert "not at ARMED [B1]" in answers[0]["reasons"][0]
+    assert passed_on(rig) is None
+
+
+@pytest.mark.safety("G6")
+def test_a_change_that_nobody_waits_for_any_more_keeps_no_other_out(rig):
+    token = pair(rig, "clinician")
+    path = messages.page_path(messages.control_path(rig.bed))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+        s.connect(str(path))
+        s.send(json.dumps({"do": "prescribe", "token": token, "based_on": 1, "changes": {}, "reason": "x"}).encode())
+        assert passed_on(rig)
+    time.sleep(0.05)
+    thread, answers = prescribe(rig, token)
+    assert passed_on(rig)
+    rig.link.send(b'{"ok": true, "reasons": []}')
+    thread.join()
+    assert answers[0]["ok"]
+
+
+@pytest.mark.safety("G4")
+def test_people_are_known_to_the_guard_of_the_session_that_a_new_prescription_begins(tmp_path):
+    (tmp_path / "one").mkdir()
+    first = GuardRig(tmp_path / "one", changes={"page": True})
+    token = pair(first, "clinician", "Ada")
+    thread, _ = prescribe(first, token)
+    people = passed_on(first)["people"]
+    first.close()
+    thread.join()
+    (tmp_path / "two").mkdir()
+    second = GuardRig(tmp_path / "two", changes={"page": True, "people": people})
+    try:
+        status = ask(second, "status", token)
+        assert (status["you"], status["holder"], status["state"]) == ({"name": "Ada", "role": "clinician"}, "Ada (clinician, page)", "IDLE")
+        start = next(row for row in second.rows() if "start_ns" in row)
+        assert "people" not in start["view"]
+    finally:
+        second.close()
+
+
+@pytest.mark.safety("F5")
+def test_a_disk_that_is_nearly_full_forbids_arming_until_it_has_room(rig):
+    rig.link.send(json.dumps({"why_not_arm": "1.0 GB are free [F5]"}).encode())
+    time.sleep(0.05)
+    answer = rig.arm()
+    assert not answer["ok"] and answer["reasons"] == ["1.0 GB are free [F5]"]
+    assert rig.ask("status")["state"] == "IDLE"
+    assert rig.ask("stop")["ok"]
+    rig.link.send(json.dumps({"why_not_arm": ""}).encode())
+    time.sleep(0.05)
+    assert rig.arm()["ok"]

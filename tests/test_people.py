@@ -1,21 +1,22 @@
 """Roles, codes and tokens by themselves: every verb by everybody, judged by a table of its own."""
 
 import itertools
+import json
 
 import pytest
 
 from controller.people import CODE_NS, CODE_TRIES, MAX_PEOPLE, MAY, PERSON_NS, REFUSALS, SECOND, NotAllowedError, People, Role
 
 NOW = 10**15
-# the issue's words, not the code's: patient: trigger, stop; viewer: read; clinician: arm, clear; admin: users, no therapy
+# the issue's words, not the code's: patient: trigger, stop; viewer: read; clinician: prescribe, arm, clear; admin: users, no therapy
 ALLOWED = {
     None: {"stop", "status", "pair"},
     "patient": {"stop", "status", "pair", "leave", "trigger"},
-    "viewer": {"stop", "status", "pair", "leave"},
-    "clinician": {"stop", "status", "pair", "leave", "trigger", "offer", "arm", "disarm", "clear", "take"},
+    "viewer": {"stop", "status", "pair", "leave", "read"},
+    "clinician": {"stop", "status", "pair", "leave", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "read", "take"},
     "admin": {"stop", "status", "pair", "leave", "invite"},
 }
-STRANGE = ("", "STOP", "button", "prescribe", "end", "loop", "__class__", None, 7, ["stop"], {"stop": 1})
+STRANGE = ("", "STOP", "button", "end", "loop", "__class__", None, 7, ["stop"], {"stop": 1})
 VERBS = (*sorted(MAY), *STRANGE)
 
 
@@ -155,3 +156,21 @@ def test_a_flood_of_refusals_is_not_written_down_one_by_one():
     written = [people.writes_down(NOW + n) for n in range(1000)]
     assert sum(written) == REFUSALS
     assert people.writes_down(NOW + 11 * SECOND)
+
+
+@pytest.mark.safety("G2", "G4")
+def test_who_is_handed_on_to_the_next_guard_is_known_there_and_no_token_can_be_made_of_it():
+    before, after = People(), People()
+    ada, ben = paired(before, "clinician", "Ada"), paired(before, "patient", "Ben")
+    before.invite("admin", "Eve", NOW)
+    before.take(ada, NOW)
+    given = json.loads(json.dumps(before.handed_on()))
+    assert ada not in json.dumps(given) and ben not in json.dumps(given)
+    after.take_over(given)
+    assert after.facts() == before.facts()
+    assert may(after, "arm", ada) and may(after, "trigger", ben) and not may(after, "arm", ben)
+    assert not may(after, "arm", ada, NOW + PERSON_NS + 1)
+    for known in after.people:
+        assert not may(after, "trigger", known)
+    with pytest.raises(NotAllowedError, match="no code is open"):
+        after.pair("12345678", NOW)

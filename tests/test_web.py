@@ -13,7 +13,7 @@ import pytest
 import websockets
 from websockets.sync.client import connect
 
-from controller import daemon, messages
+from controller import daemon, messages, recording
 from controller.web import server
 from controller.web.feed import Feed
 from tests.rig import GuardRig
@@ -29,7 +29,11 @@ def free_port():
 def web(tmp_path):
     rig = GuardRig(tmp_path, changes={"page": True})
     feed, port = Feed(rig.config), free_port()
-    process = daemon.PageProcess(rig.bed, port, feed)
+    (tmp_path / "settings.toml").write_text(rig.config.to_toml())
+    (tmp_path / "sessions").mkdir()
+    files = [word for name in ("settings", "sessions", "versions") for word in (f"--{name}", str(tmp_path / name))]
+    files[1] = str(tmp_path / "settings.toml")
+    process = daemon.PageProcess(rig.bed, port, feed, *files)
     web = SimpleNamespace(rig=rig, feed=feed, port=port, process=process.process, url=f"http://127.0.0.1:{port}", page=process)
     end = time.monotonic() + 15.0
     while True:
@@ -257,3 +261,76 @@ def test_a_port_that_is_taken_is_said_and_not_fatal(web, capfd):
     assert second.process.wait(10) == 2
     assert f"127.0.0.1:{web.port}" in capfd.readouterr().err
     assert messages.ask(web.rig.bed, {"do": "status"})["ok"]
+
+
+# --- what is prescribed, and sessions of before -----------------------------------------------------------------------------------------
+def get(web, path, token="", **more):
+    headers = {"Cookie": f"{server.COOKIE}={token}"} if token else {}
+    return httpx.get(web.url + path, headers=headers, timeout=30.0, **more)
+
+
+def check(web, changes, token):
+    headers = {"Cookie": f"{server.COOKIE}={token}", "Origin": web.url}
+    return httpx.post(f"{web.url}/prescription", headers=headers, content=changes if isinstance(changes, bytes) else json.dumps(changes))
+
+
+@pytest.mark.safety("G1", "G2")
+def test_prescription_and_sessions_are_for_viewers_and_clinicians(web):
+    for role in ("", "patient", "admin", "viewer", "clinician"):
+        token = pair(web, role) if role else ""
+        wanted = 200 if role in ("viewer", "clinician") else 403
+        for path in ("/prescription", "/sessions"):
+            answer = get(web, path, token)
+            assert answer.status_code == wanted, (role, path)
+            assert (wanted == 200) is answer.json()["ok"]
+        assert get(web, "/sessions/x", token).status_code == (404 if wanted == 200 else 403)
+        assert get(web, "/sessions/x", token[::-1]).status_code == 403
+        assert check(web, {}, token).status_code == wanted
+
+
+def test_the_form_says_what_would_follow_and_changes_nothing(web, tmp_path):
+    token, before = pair(web, "clinician"), (tmp_path / "settings.toml").read_text()
+    form = get(web, "/prescription", token).json()
+    assert form["version"] == 1 and form["versions"] == []
+    assert check(web, {"prescription": {"max_current_ma": 18}}, token).json()["reasons"]  # the train has 20 mA
+    both = {"prescription": {"max_current_ma": 18}, "trains.peroneal": {"current_ma": 18}}
+    told = check(web, both, token).json()
+    assert told["ok"] and told["trains"]["peroneal"]["figures"][0]["value"] == 18.0
+    for wrong in (b"", b"{", b"[" * 5000, b"x" * 5000, json.dumps([1]).encode(), b"null", b'"x"'):
+        answer = check(web, wrong, token)
+        assert answer.status_code in (200, 400) and not answer.json()["ok"]
+    assert (tmp_path / "settings.toml").read_text() == before
+    assert web.process.poll() is None
+
+
+@pytest.mark.safety("G3", "G5")
+def test_a_session_is_read_by_its_name_alone(web, tmp_path):
+    token, folder = pair(web, "viewer"), tmp_path / "sessions" / "one"
+    folder.mkdir()
+    (folder / "settings.toml").write_text(web.rig.config.to_toml())
+    recorder = recording.Recorder(folder, web.rig.config)
+    recorder.note(100.0, {"what": "session"})
+    recorder.note(107.0, {"what": "end", "why": "enough"})
+    recorder.close()
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "signals.xdf").write_bytes(b"XDF:")
+    assert [row["name"] for row in get(web, "/sessions", token).json()["sessions"]] == ["one"]
+    told = get(web, "/sessions/one", token).json()
+    assert (told["length_s"], told["end"]) == (7.0, "enough")
+    assert get(web, "/sessions/one?from=0&to=7&n=10", token).status_code == 200
+    for wrong in ("from=0&to=7&n=x", "from=7&to=0&n=5", "from=nan&to=7&n=5", "n=5", "from=0&to=7&n=99999999"):
+        assert get(web, f"/sessions/one?{wrong}", token).status_code in (400, 422), wrong
+    for name in ("..%2Fsecret", "..", "../secret", "%2e%2e%2fsecret", "one%2F..%2F..%2Fsecret", "%00", "one/../../secret"):
+        assert get(web, f"/sessions/{name}", token).status_code in (404, 200) and b"XDF" not in get(web, f"/sessions/{name}", token).content
+        assert "length_s" not in get(web, f"/sessions/{name}", token).text
+    (tmp_path / "sessions" / "torn").mkdir()
+    (tmp_path / "sessions" / "torn" / "signals.xdf").write_bytes(b"XDF:")
+    answer = get(web, "/sessions/torn", token)
+    assert answer.status_code == 422 and "settings.toml is missing" in answer.json()["reasons"][0]
+
+
+def test_montages_are_drawn_and_nothing_else(web):
+    answer = get(web, "/montages/calf.svg?side=left")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("image/svg+xml") and "left side" in answer.text
+    for path in ("/montages/knee.svg", "/montages/calf.svg?side=up", "/montages/..%2Fpage.svg", "/montages/calf"):
+        assert get(web, path).status_code == 404

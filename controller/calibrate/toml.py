@@ -43,14 +43,10 @@ def replaced(text: str, changes: Sequence[Change], before: Settings, after: Sett
         for one in changes
         if one.rule == rule.name
     }
-    out = toml_lines.edited(text, places)
     try:
-        same = settings.parse(out) == after
-    except settings.SettingsError:
-        same = False
-    if not same:
-        raise UseError("the figures cannot be put into this file line by line (is a rule or a list written over several lines?): copy them")
-    return out
+        return toml_lines.edited(text, places, after)
+    except toml_lines.LinesError as error:
+        raise UseError(f"{error}: copy them") from None
 
 
 def write(path: Path, text: str, overwrite: bool) -> None:

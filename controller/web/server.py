@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from controller import alarms, messages, montages, prescribing, realtime, review, settings
+from controller import alarms, messages, montages, network, prescribing, realtime, review, settings
 from controller.ring import RingReader
 from controller.web import feed, metrics
 
@@ -48,7 +49,6 @@ MAX_BYTES = 4096  # of a word from a person
 HEADER_S = 5.0  # until a request is complete, or its connection is closed
 STOP_S, WORD_S = 1.0, 5.0
 FOREVER_S = 12 * 3600
-LOOPBACK = "127.0.0.1"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -57,6 +57,9 @@ HEADERS = {
 }
 #: what may be said over the websocket; guard's own table says who may
 VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take", "leave", "invite")
+
+#: what of the daemon's report anybody gets to see who comes over a network and has not paired
+HEALTH = ("state", "automatic", "reason", "written_ns")
 
 #: what of guard's answer a page gets to see
 SHOWN = (
@@ -69,7 +72,8 @@ SHOWN = (
 class Viewer:
     """One open page: what it has yet to be sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, sees: bool) -> None:
+        self.sees = sees  # signals and all figures; else the bed's state and alarms alone (G1)
         self.waiting: deque[bytes | str] = deque()
         self.bell = asyncio.Event()
 
@@ -141,10 +145,12 @@ class Page:
     origins : frozenset of str
         Where our own page may come from, such as "http://127.0.0.1:8137".
     files : Files
+    is_open : bool
+        Whoever gets here is at the machine itself, and sees all without pairing.
     """
 
-    def __init__(self, ring: RingReader, door: str, origins: frozenset[str], files: Files) -> None:
-        self.ring, self.door, self.origins, self.files = ring, door, origins, files
+    def __init__(self, ring: RingReader, door: str, origins: frozenset[str], files: Files, is_open: bool = True) -> None:
+        self.ring, self.door, self.origins, self.files, self.is_open = ring, door, origins, files, is_open
         self.reader = Reader()
         self.viewers: set[Viewer] = set()
         self.status: dict[str, Any] = {}
@@ -159,7 +165,8 @@ class Page:
             for kind, payload in self.ring.records():
                 if kind == feed.STATUS:
                     self.status = json.loads(payload)
-                    self.tell(self.status_text())
+                    for viewer in self.viewers:
+                        viewer.tell(self.status_text(viewer.sees))
                 elif kind == feed.COLUMNS:
                     self.tell(payload)
                 elif kind == feed.MARK:
@@ -176,18 +183,20 @@ class Page:
             await asyncio.sleep(GUARD_S)
 
     def tell(self, message: bytes | str) -> None:
-        """To every open page."""
+        """To every open page that may see it."""
         for viewer in self.viewers:
-            viewer.tell(message)
+            if viewer.sees:
+                viewer.tell(message)
 
-    def status_text(self) -> str:
+    def status_text(self, sees: bool) -> str:
         """The daemon's last report with its age, so that nobody takes an old one for new; and the alarms that follow."""
         age_ms = (monotonic_ns() - self.status["written_ns"]) / 1e6 if self.status else None
         guard, status = self.guard, self.status
         if guard and guard["state"] == status.get("state"):  # guard's reason is the state's, the report's that of the latest event
             status = status | {"reason": guard["reason"]}
         on = alarms.alarms(status, guard, guard is not None)
-        return json.dumps({"status": self.status, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
+        shown = self.status if sees else {key: self.status[key] for key in HEALTH if key in self.status}
+        return json.dumps({"status": shown, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
 
     # --- people --------------------------------------------------------------------------------------------------------------
     async def say(self, command: dict[str, Any], token: str) -> dict[str, Any]:
@@ -319,9 +328,10 @@ class Page:
             await web.close(1013, f"{MAX_VIEWERS} pages are open already")
             return
         await web.accept()
-        viewer, token = Viewer(), web.cookies.get(COOKIE, "")
+        token = web.cookies.get(COOKIE, "")
+        viewer = Viewer(self.is_open or bool((await self.say({"do": "status"}, token)).get("you")))
         self.viewers.add(viewer)
-        viewer.tell(self.status_text())
+        viewer.tell(self.status_text(viewer.sees))
         sender = asyncio.create_task(self._send(web, viewer))
         listener = asyncio.create_task(self._hear(web, viewer, token))
         try:
@@ -345,7 +355,12 @@ class Page:
         under_way: set[asyncio.Task[None]] = set()
 
         async def answer(command: dict[str, Any], number: Any) -> None:
-            viewer.tell(json.dumps({"answer": await self.say(command, token), "nr": number}))
+            told = await self.say(command, token)
+            if not viewer.sees:  # a stop's answer, and what is refused
+                told = {key: told[key] for key in ("ok", "reasons", "state", "stop_confirmed") if key in told}
+            if command["do"] == "leave" and told["ok"]:
+                viewer.sees = self.is_open
+            viewer.tell(json.dumps({"answer": told, "nr": number}))
 
         while True:
             text = await web.receive_text()
@@ -470,17 +485,33 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     for name in Files._fields:
         parser.add_argument(f"--{name}", type=Path)
+    for name in ("interface", "host-name", "certificate", "key"):
+        parser.add_argument(f"--{name}", default="")
     args = parser.parse_args()
     realtime.die_with_parent()
     os.nice(5)  # whatever is done here can wait for the recording
+    tls: dict[str, Any] = {}
+    hosts = [network.LOOPBACK]
     try:
-        listening = socket.create_server((LOOPBACK, args.port), backlog=MAX_CONNECTIONS)
+        if args.interface:
+            hosts.append(str(network.of(args.interface).ip))
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(args.certificate, args.key)
+            tls = {"ssl_certfile": args.certificate, "ssl_keyfile": args.key}
+    except (OSError, ssl.SSLError) as error:  # loopback is served all the same: who is at the bed must see it
+        hosts = [network.LOOPBACK]
+        print(f"page: not on {args.interface}, on loopback alone: {error} ({args.certificate}, {args.key})", file=sys.stderr, flush=True)
+    try:
+        listening = [socket.create_server((host, args.port), backlog=MAX_CONNECTIONS) for host in dict.fromkeys(hosts)]
     except OSError as error:
-        print(f"page: {LOOPBACK}:{args.port}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"page: {' or '.join(hosts)}, port {args.port}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
-    origins = frozenset(f"http://{host}:{args.port}" for host in (LOOPBACK, "localhost"))
+    names = [*hosts, "localhost", *([args.host_name] if args.host_name else [])]
+    origins = frozenset(f"{'https' if tls else 'http'}://{name}:{args.port}" for name in names)
+    files = Files(args.settings, args.versions, args.sessions)
+    # a stranger who begins a handshake and says no more: asyncio would wait for a minute, and uvicorn cannot tell it
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEADER_S  # type: ignore[attr-defined]
     config = uvicorn.Config(
-        application(Page(RingReader(args.feed), args.door, origins, Files(args.settings, args.versions, args.sessions))),
+        application(Page(RingReader(args.feed), args.door, origins, files, is_open=not tls)),
         http=Impatient,
         ws="websockets-sansio",
         ws_max_size=MAX_BYTES,
@@ -491,9 +522,10 @@ def main() -> int:
         log_level="error",
         access_log=False,
         server_header=False,
+        **tls,
     )
     server = uvicorn.Server(config)
-    server.run(sockets=[listening])
+    server.run(sockets=listening)
     return 0 if server.started else 2
 
 

@@ -49,6 +49,7 @@ class Body:
         self.felt: list[dict[str, Any]] = []
         self.late_blocks = self.late_pulses = 0
         self.ending = False
+        self.flat: set[int] = set()  # electrodes that are off
         self.start_ns = 0
         self.t0_s = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,6 +87,7 @@ class Body:
         """One block: feel, live, publish."""
         pulses = self.feel(first)
         emg_uv, torque_nm = self.patient.advance(BLOCK, pulses)
+        emg_uv[:, list(self.flat)] = 0.0
         self.emg.push_chunk(emg_uv, self.t0_s + np.arange(first, first + BLOCK) / SAMPLE_RATE_HZ)
         self.torque.push_chunk(torque_nm, self.t0_s + np.arange(first, first + BLOCK, 2) / SAMPLE_RATE_HZ)
         self.pushed_ns.extend(np.array([time.monotonic_ns()]))
@@ -105,14 +107,21 @@ class Body:
             self.felt.append({"received_ns": received_ns, "pulse_ns": pulse_ns})
 
     def listen(self, sample: int) -> None:
-        """A line on standard input: "go [SECONDS]" lets spasms come; its end ends everything."""
+        """A line on standard input: "go [SECONDS]" lets spasms come, "flat CHANNEL" takes an electrode off, "mend" puts all on again.
+
+        Its end ends everything.
+        """
         if not select.select([sys.stdin], [], [], 0)[0]:
             return
         line = sys.stdin.readline()
         words = line.split()
         if not line:
             self.ending = True
-        elif words[:1] == ["go"] and self.patient.go_sample is None:
+        elif words[:1] == ["flat"] and words[1] in CHANNELS:
+            self.flat.add(CHANNELS.index(words[1]))
+        elif words == ["mend"]:
+            self.flat.clear()
+        elif words[:1] == ["go"] and self.patient.rests(sample):
             self.patient.go(sample, float(words[1]) if len(words) > 1 else None)
             tell(go_sample=sample, go_s=self.t0_s + sample / SAMPLE_RATE_HZ)
 

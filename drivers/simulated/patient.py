@@ -166,7 +166,7 @@ class Patient:
         self._cells = resting_cells(n_units)
         self.n_samples = 0
         self.go_sample: int | None = None
-        self._last_start: float = 0.0
+        self._episodes: list[tuple[int, float]] = []  # from which sample on spasms come, and after which none begins
         self._drives: list[Drive] = []
         self._pending: list[tuple[int, int, int, int]] = []  # tick, number, current_ua, phase_width_us
         self._felt: list[tuple[int, int, int]] = []  # tick, current_ua, phase_width_us of every pulse, in the order given
@@ -193,10 +193,21 @@ class Patient:
             self.go(go_sample, until_s)
 
     def go(self, sample: int, until_s: float | None = None) -> None:
-        """Let spasms come from that EMG sample on: the first after 2 to 4 s, then one every 6.5 to 9.5 s (ours)."""
-        self.go_sample = sample
-        self._last_start = np.inf if until_s is None else sample + (until_s - LAST_SPASM_S) * SAMPLE_RATE_HZ
-        self._drives = [self._next_drive(sample, FIRST_S)]
+        """Let spasms come from that EMG sample on: the first after 2 to 4 s, then one every 6.5 to 9.5 s (ours).
+
+        May be called again when that is over (`rests`).
+        """
+        if self.go_sample is None:
+            self.go_sample = sample
+        self._episodes.append((sample, np.inf if until_s is None else sample + (until_s - LAST_SPASM_S) * SAMPLE_RATE_HZ))
+        self._drives = [*filter(self._acts, self._drives), self._next_drive(sample, FIRST_S)]
+
+    def rests(self, sample: int) -> bool:
+        """Whether no spasm comes or is on: the last has had its gap."""
+        return not self._episodes or sample > self._episodes[-1][1] + LAST_SPASM_S * SAMPLE_RATE_HZ
+
+    def _acts(self, drive: Drive) -> bool:
+        return any(first <= drive.start <= last for first, last in self._episodes)
 
     def _next_drive(self, after: int, gap_s: tuple[float, float]) -> Drive:
         drawn = (self._chance.uniform(*bounds) for bounds in (RISE_MS, DRIVE_MS, DRIVE_STRENGTH, PIC_TAU_MS))
@@ -267,7 +278,7 @@ class Patient:
         if self._drives and self._drives[-1].start < first + n:
             self._drives.append(self._next_drive(self._drives[-1].start, GAP_S))
         for drive in self._drives[-2:]:  # gaps are longer than drives: one acts at a time
-            if drive.start < first + n and drive.start <= self._last_start:
+            if drive.start < first + n and self._acts(drive):
                 since = slice(max(0, drive.start - first), n)
                 excitation[since] = drive.at(samples[since])
                 pic_tau_ms[since] = drive.pic_tau_ms
@@ -300,7 +311,7 @@ class Patient:
         """
         spikes, pic, torque = self._spikes.array, self._pic.array, self._torque.array
         arrival_s = 1e-3 * (spikes[:, 0] * TICK_MS + self.pool.axon_delay_ms[spikes[:, 1]])
-        starts = [d.start for d in self._drives if d.start < min(self.n_samples, self._last_start + 1)]
+        starts = [d.start for d in self._drives if d.start < self.n_samples and self._acts(d)]
         spasms = []
         for start, end in zip(starts, [*starts[1:], self.n_samples], strict=False):
             own = arrival_s[(spikes[:, 0] >= start * TICKS) & (spikes[:, 0] < end * TICKS)]

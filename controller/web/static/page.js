@@ -110,7 +110,7 @@ $("pair-form").addEventListener("submit", async (event) => {
   told(answer.ok ? `Paired as ${answer.name}, ${answer.role}.` : answer.reasons.join("; "));
   if (answer.ok) scrollTo(0, 0), socket.close();                // a new connection carries the token
 });
-$("leave").addEventListener("click", async () => { await act({ do: "leave" }, "You have left."); know(null); });
+$("leave").addEventListener("click", async () => { await act({ do: "leave" }, "You have left."); know(null); socket.close(); });
 
 function know(you) {
   document.body.dataset.role = you ? you.role : "";
@@ -145,6 +145,7 @@ function show() {
   $("trigger").ariaDisabled = String(state !== "ARMED" && state !== "STIMULATING");
   alarms(fresh);
   if (!fresh) { rows("health", [["bed", "unknown"]]); return; }
+  if (!s.dose) { rows("health", [["more", "pair to see it"]]); return; }   // over a network, and not paired
   const given = s.dose.session || {}, day = s.dose.day || {};
   rows("dose", [
     ["this session", `${fix(given.on_time_s, 1)} s, ${given.pulses ?? "?"} pulses, ${fix(given.charge_mc, 2)} mC`],
