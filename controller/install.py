@@ -175,7 +175,7 @@ def system_unit(config: Settings, path: Path, bed: str, user: str) -> str:
     ]
     sessions = Path(config.session.folder)
     # a home is closed to the service unless the program, the settings or the recordings are in one
-    at_home = any(_at_home(each) for each in (Path(sys.prefix), Path(sys.base_prefix), Path(__file__), path, UNITS / sessions))
+    at_home = any(_at_home(each) for each in (Path(sys.prefix), Path(sys.base_prefix), Path(__file__), path, UNITS / sessions, Path(config.page.certificate)))
     sandbox = SYSTEM_SANDBOX.format(
         protect_home="read-only" if at_home else "yes",
         read_write=f"ReadWritePaths={_quoted(sessions)}\n" if sessions.is_absolute() else "",
@@ -229,7 +229,8 @@ def devices_of(config: Settings) -> list[str]:
 def ports_of(config: Settings) -> list[str]:
     """The serial ports of a bed: its stimulator's, and that of a button on a line."""
     device = config.button.device if config.button else ""
-    return [config.stimulator.port, *([device.removeprefix("serial:")] if device.startswith("serial:") else [])]
+    kind, _, where = device.partition(":")
+    return [config.stimulator.port, *([where] if kind in ("serial", "byte") else [])]
 
 
 def udev_rules(config: Settings) -> str:

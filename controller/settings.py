@@ -142,8 +142,8 @@ ButtonDevice = Annotated[
     str,
     Field(
         max_length=200,
-        pattern=r"^(hid|serial|lsl):[^\p{C}\p{Zl}\p{Zp}]+$",
-        title='"hid:/dev/input/by-id/...", "serial:/dev/serial/by-id/..." or "lsl:STREAM"',
+        pattern=r"^(hid|serial|byte|lsl):[^\p{C}\p{Zl}\p{Zp}]+$",
+        title='"hid:/dev/input/by-id/...", "serial:/dev/serial/by-id/...", "byte:/dev/serial/by-id/..." or "lsl:STREAM"',
     ),
 ]
 Key = Annotated[
@@ -391,7 +391,9 @@ class Button(Table):
     """`[button]`: the patient's button; `calmloop button learn` prints these lines."""
 
     device: ButtonDevice = Field(description="the input device, serial port or LSL stream of markers")
-    key: Key = Field(default="", description="hid: the key that the button sends")
+    key: Key = Field(
+        default="", description="hid: the key that the button sends; byte: the bits that are the button, as a number, empty = all"
+    )
     line: Literal["", "cts", "dsr", "ri", "cd"] = Field(default="", description="serial: the line that the contact joins to DTR or RTS")
     invert: bool = Field(default=False, description="the contact is open while the button is pressed")
 
@@ -871,13 +873,15 @@ def _button_problems(button: Button, stimulator: Stimulator | None) -> Iterator[
     kind, _, where = button.device.partition(":")
     for key, owner, example in (("key", "hid", "KEY_SPACE"), ("line", "serial", "cts")):
         value = getattr(button, key)
+        if kind == "byte" and key == "key":
+            continue
         if kind == owner and not value:
             yield _Problem(
                 ("button", key), f' is missing: a {kind} button must be told, such as "{example}"; `calmloop button learn` finds it'
             )
         elif value and kind != owner:
             yield _Problem(("button", key), f" = {_short(value)} means nothing to a {kind} button: leave it out")
-    if kind == "serial" and stimulator and where == stimulator.port:
+    if kind in ("serial", "byte") and stimulator and where == stimulator.port:
         yield _Problem(("button", "device"), f" = {_short(button.device)} is the stimulator's port: the button must have one of its own")
 
 

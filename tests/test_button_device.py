@@ -1,5 +1,6 @@
 """The patient's button as a device: the real process that reads it, a real guard, and the virtual stimulator's log for a judge."""
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -15,6 +16,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -415,6 +417,58 @@ def test_a_port_without_lines_is_named():
     os.close(theirs)
     with pytest.raises(DeviceNotFoundError, match="begins with hid:, serial:, lsl:"):
         buttons.load("usb:/dev/x")
+
+
+@pytest.fixture
+def box():
+    """A trigger box at the other end of a line."""
+    ours, theirs = pty.openpty()
+    box = SimpleNamespace(fd=ours, port=os.ttyname(theirs), send=lambda *values: os.write(ours, bytes(values)))
+    yield box
+    os.close(theirs)
+    with contextlib.suppress(OSError):
+        os.close(ours)
+
+
+def test_edges_of_a_byte_are_its_changes_alone(box):
+    device = buttons.load(f"byte:{box.port}")
+    assert device.open() is False
+    before_ns = time.monotonic_ns()
+    box.send(0, 0, 1, 1, 2, 0, 0, 7)
+    levels = []
+    while edge := device.wait(0.1):
+        levels.append(edge.closed)
+        assert before_ns <= edge.time_ns <= time.monotonic_ns()
+    assert levels == [True, False, True]
+    device.close()
+
+
+def test_bits_of_others_are_no_button_and_a_box_may_say_it_the_other_way_round(box):
+    device = buttons.load(f"byte:{box.port}", key="4")
+    device.open()
+    box.send(1, 3, 255, 251, 4)
+    assert [device.wait(0.1).closed for _ in range(3)] == [True, False, True]
+    device.close()
+    device = buttons.load(f"byte:{box.port}", invert=True)
+    assert device.open() is False
+    box.send(1, 0, 1)
+    assert [device.wait(0.1).closed for _ in range(2)] == [True, False]
+    device.close()
+
+
+@pytest.mark.safety("C4")
+def test_a_box_that_is_unplugged_is_lost_and_one_that_is_not_there_is_named(box):
+    device = buttons.load(f"byte:{box.port}")
+    device.open()
+    os.close(box.fd)
+    with pytest.raises(PortLostError):
+        device.wait(1.0)
+    device.close()
+    with pytest.raises(DeviceNotFoundError):
+        buttons.load("byte:/dev/serial/by-id/none").open()
+    for key in ("0", "256", "KEY_A"):
+        with pytest.raises(DeviceNotFoundError, match="bits of a byte"):
+            buttons.load(f"byte:{box.port}", key=key)
 
 
 def test_a_marker_stream_must_repeat_its_level():

@@ -9,7 +9,7 @@ from drivers.base import DeviceNotFoundError
 if TYPE_CHECKING:
     from drivers.base import Button
 
-KINDS = ("hid", "serial", "lsl")
+KINDS = ("hid", "serial", "byte", "lsl")
 
 
 def load(device: str, key: str = "", line: str = "", invert: bool = False) -> Button:
@@ -18,9 +18,9 @@ def load(device: str, key: str = "", line: str = "", invert: bool = False) -> Bu
     Parameters
     ----------
     device : str
-        "hid:PATH", "serial:PORT" or "lsl:STREAM".
+        "hid:PATH", "serial:PORT", "byte:PORT" or "lsl:STREAM".
     key : str
-        hid: name or number of the key.
+        hid: name or number of the key; byte: which bits are the button, as a number, empty = all.
     line : str
         serial: "cts", "dsr", "ri" or "cd".
     invert : bool
@@ -35,6 +35,10 @@ def load(device: str, key: str = "", line: str = "", invert: bool = False) -> Bu
         from drivers.buttons import serial_line
 
         return serial_line.SerialLine(where, line, invert)
+    if kind == "byte":
+        from drivers.buttons import ttl_byte
+
+        return ttl_byte.TtlByte(where, ttl_byte.mask_of(key), invert)
     if kind == "lsl":
         from drivers.buttons import lsl_marker
 
