@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from tests import bedside
 from tests.rig import NO_HISTORY, ROOT
+from tests.test_review import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ class Camera:
     def __init__(self, browser: Browser, bed: Any, folder: Path) -> None:
         self.browser, self.bed, self.folder = browser, bed, folder
 
-    def open(self, size: tuple[int, int], scheme: Any, role: str) -> Page:
+    def open(self, size: tuple[int, int], scheme: Any, role: str, wait_s: float = SWEEP_S) -> Page:
         """Open the page as somebody sees it, alone, and wait until its traces have been right across."""
         for context in self.browser.contexts:
             context.close()
@@ -49,7 +50,7 @@ class Camera:
         else:
             page = context.new_page()
             page.goto(self.bed.url)
-        time.sleep(SWEEP_S)
+        time.sleep(wait_s)
         return page
 
     def take(self, page: Page, state: str, name: str) -> None:
@@ -110,6 +111,30 @@ def fault(camera: Camera) -> None:
     camera.take(camera.open(PHONE, "dark", "clinician"), "FAULT", "fault-360-dark")
 
 
+def prescription(camera: Camera) -> None:
+    """A clinician writes: less current, and where the pads go."""
+    for size, scheme, name in ((LAPTOP, "light", "1280"), (PHONE, "dark", "360-dark"), (ROOM, "light", "2560")):
+        page = camera.open(size, scheme, "clinician", 0.5)
+        page.locator("#views button[data-view=prescription]").click()
+        page.locator("#rx-prescription-montage").select_option("calf")
+        page.locator("#rx-trains\\.peroneal-current_ma").fill("15")
+        page.locator("#rx-put:enabled").wait_for()
+        page.locator("#rx-montage").wait_for()
+        camera.take(page, "IDLE", f"prescription-{name}")
+
+
+def sessions(camera: Camera) -> None:
+    """A session of before, from near."""
+    folder, _ = record(camera.bed.sessions)
+    for size, scheme, name in ((LAPTOP, "light", "1280"), (PHONE, "light", "360"), (ROOM, "dark", "2560-dark")):
+        page = camera.open(size, scheme, "viewer", 0.5)
+        page.locator("#views button[data-view=sessions]").click()
+        page.locator("#session-list").select_option(folder.name)
+        page.locator("#session-spasms tr").nth(1).wait_for()
+        page.locator("#session-part", has_text="to").wait_for()
+        camera.take(page, "IDLE", f"sessions-{name}")
+
+
 def lockout(camera: Camera) -> None:
     """A bed that was locked out in the session before."""
     camera.take(camera.open(LAPTOP, "light", "clinician"), "LOCKOUT", "lockout-1280")
@@ -121,6 +146,8 @@ BEDS: dict[str, tuple[Any, tuple[str, ...], dict[str, Any]]] = {
     "stimulating": (stimulating, (), {"train_ms": 2000}),
     "unknown": (unknown, (), {}),
     "fault": (fault, ("--fault", "electrode-error@10"), {}),
+    "prescription": (prescription, (), {}),
+    "sessions": (sessions, (), {}),
     "lockout": (lockout, (), {"history": NO_HISTORY | {"lockout": "30 events in 10 minutes [A10, hard limit]"}}),
 }
 

@@ -120,3 +120,21 @@ def test_recruitment_of_inhibition():
     assert motor_threshold_ma(200) > motor_threshold_ma(500) > motor_threshold_ma(1000)
     assert inhibition_recruited(0.6) == 0.0
     assert inhibition_recruited(1.1) == inhibition_recruited(2.0) == 1.0
+
+
+def test_spasms_come_in_episodes_and_between_them_none():
+    patient = Patient(3)
+    assert patient.rests(0)
+    patient.go(2000, 14.0)  # from 1 s to 15 s, none begins after 12 s
+    patient.advance(20 * RATE_HZ)
+    assert patient.rests(patient.n_samples)
+    patient.go(patient.n_samples, 14.0)  # from 20 s to 34 s
+    assert not patient.rests(patient.n_samples)
+    patient.advance(20 * RATE_HZ)
+    truth = patient.truth()
+    starts_s = np.array([spasm["drive_s"] for spasm in truth["spasms"]])
+    assert truth["go_sample"] == 2000
+    assert ((starts_s > 1.0) & (starts_s <= 12.0)).sum() >= 1 and ((starts_s > 20.0) & (starts_s <= 31.0)).sum() >= 1
+    assert not ((starts_s > 12.0) & (starts_s < 20.0)).any() and not (starts_s > 31.0).any()
+    quiet_s = truth["spike_s"][(truth["spike_s"] > 16.0) & (truth["spike_s"] < 20.0)]
+    assert quiet_s.size == 0

@@ -247,32 +247,65 @@ function columns(data) {
   }
 }
 
-const canvas = $("canvas"), pen = canvas.getContext("2d", { alpha: false });
-let frames = 0, framesFrom = performance.now(), drawnAt = -1;
+// Mostly only what is new is drawn: the columns since the last frame. All of it anew where sizes, colours or a trace's range change, which is
+// looked at twice a second, and when the sweep begins again at the left.
+const canvas = $("canvas"), pen = canvas.getContext("2d", { alpha: false }), RANGE_MS = 500, RANGE_TOLERANCE = 0.05;
+let frames = 0, framesFrom = performance.now(), drawnAt = -1, picture = null, rangesMs = 0, wrote = {};
+function ranges() {                              // whether one has changed enough to be seen
+  let changed = false;
+  for (const trace of traces.values()) {
+    const is = trace.scale, now = scaleOf(trace, n, hushed), room = is ? RANGE_TOLERANCE * (is.high - is.low) : 0;
+    if (is && Math.abs(now.low - is.low) <= room && Math.abs(now.high - is.high) <= room) continue;
+    trace.scale = now;
+    changed = true;
+  }
+  return changed;
+}
+function drawMark(mark) {
+  const ago = newest - mark.at, { w, h, ratio, colour } = picture;
+  if (!(mark.what in MARKS) || ago < 0 || ago >= n * 0.97) return;
+  mark.drawn = true;
+  const x = ((mark.at % n) / n) * w;
+  pen.fillStyle = colour(MARKS[mark.what]);
+  pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
+  if (mark.what === "pulse" || Math.abs(x - wrote[mark.what]) < 80 * ratio) return;   // two rules that say the same at one time say it once
+  wrote[mark.what] = x;
+  write(pen, mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
+}
+function drawAll() {
+  const colour = colours(), { ratio, w, h, rowHeight } = clean(canvas, pen, traces.size, colour);
+  picture = { colour, ratio, w, h, scene, scheme: colour("--paper"), rows: [...traces.values()].map((trace, i) => rowOf(pen, trace, i * rowHeight, rowHeight, w, colour, n)) };
+  for (const row of picture.rows) { drawColumns(pen, row, 0, n - 1); drawName(pen, row); }
+  wrote = {};
+  marks.forEach(drawMark);
+}
+function drawNew() {
+  const { colour, w, h, rows } = picture, step = w / n, from = drawnAt % n, to = newest % n, left = Math.floor(from * step);
+  const right = Math.floor(Math.min(n, to + 1 + n * 0.02) * step);
+  pen.fillStyle = colour("--paper"); pen.fillRect(left, 0, right - left, h);
+  for (const row of rows) {
+    drawColumns(pen, row, from, to);
+    if (left < row.nameWidth) drawName(pen, row);
+  }
+  for (const mark of marks) if (!mark.drawn || newest - mark.at <= newest - drawnAt + 2) drawMark(mark);
+}
 function draw() {
   requestAnimationFrame(draw);
-  if (!scene || newest === drawnAt || document.body.dataset.view !== "live") return;
+  if (!scene || newest === drawnAt || document.body.dataset.view !== "live" || !canvas.clientWidth) return;
+  const now = performance.now(), ratio = devicePixelRatio || 1;
+  let all = !picture || picture.scene !== scene || newest % n < drawnAt % n || newest - drawnAt > n / 2
+    || canvas.width !== Math.round(canvas.clientWidth * ratio) || canvas.height !== Math.round(canvas.clientHeight * ratio);
+  if (all || now - rangesMs > RANGE_MS) {
+    rangesMs = now;
+    all = ranges() || all || picture.scheme !== picture.colour("--paper");
+  }
+  if (all) drawAll(); else drawNew();
   drawnAt = newest;
   frames++;
-  const colour = colours(), { ratio, w, h, rowHeight } = clean(canvas, pen, traces.size, colour);
-  let y0 = 0;
-  for (const trace of traces.values()) { drawRow(pen, trace, y0, rowHeight, w, colour, n, hushed); y0 += rowHeight; }
-  const wrote = {};                             // two rules that say the same at one time say it once
-  for (const mark of marks) {
-    const ago = newest - mark.at;
-    if (!(mark.what in MARKS) || ago < 0 || ago >= n * 0.97) continue;
-    const x = ((mark.at % n) / n) * w;
-    pen.fillStyle = colour(MARKS[mark.what]);
-    pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
-    if (mark.what === "pulse" || Math.abs(x - wrote[mark.what]) < 80 * ratio) continue;
-    wrote[mark.what] = x;
-    write(pen, mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
-  }
-  const x = ((newest % n) / n) * w;
-  pen.fillStyle = colour("--soft"); pen.fillRect(x, 0, Math.max(1, ratio), h);
-  const now = performance.now();
+  pen.fillStyle = picture.colour("--soft"); pen.fillRect(Math.floor(((newest % n) / n) * picture.w), 0, Math.max(1, ratio), picture.h);
   if (now - framesFrom > 1000) { set("rate", `${Math.round((1000 * frames) / (now - framesFrom))} frames a second, ${SWEEP_S} s`); frames = 0; framesFrom = now; }
 }
+
 addEventListener("DOMContentLoaded", () => {    // when the other scripts are there
   setInterval(show, 200);
   requestAnimationFrame(draw);

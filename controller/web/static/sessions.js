@@ -63,7 +63,12 @@ async function drawPart() {
   const colour = colours(), { ratio, w, h, rowHeight } = clean(pastCanvas, pastPen, list.length, colour), x = (s) => ((s - from) / (to - from)) * w;
   const hushed = new Uint8Array(n);
   for (const train of of.trains) for (let i = Math.floor(((train.at_s - 0.02 - from) / (to - from)) * n); i <= ((train.at_s + train.length_s + 0.05 - from) / (to - from)) * n; i++) if (i >= 0 && i < n) hushed[i] = 1;
-  list.forEach((trace, i) => drawRow(pastPen, trace, i * rowHeight, rowHeight, w, colour, n, hushed));
+  list.forEach((trace, i) => {
+    trace.scale = scaleOf(trace, n, hushed);
+    const row = rowOf(pastPen, trace, i * rowHeight, rowHeight, w, colour, n);
+    drawColumns(pastPen, row, 0, n - 1);
+    drawName(pastPen, row);
+  });
   const mark = (s, what, wide) => { pastPen.fillStyle = colour(MARKS[what]); pastPen.fillRect(x(s), 0, wide || Math.max(1, ratio), what === "pulse" ? h * 0.03 : h); };
   for (const train of of.trains) if (train.at_s < to && train.at_s + train.length_s > from) mark(train.at_s, "pulse", Math.max(2, x(train.at_s + train.length_s) - x(train.at_s)));
   for (const spasm of of.spasms) { if (spasm.onset_s >= from && spasm.onset_s < to) mark(spasm.onset_s, "spasm"); if (spasm.offset_s >= from && spasm.offset_s < to) mark(spasm.offset_s, "over"); }
