@@ -2,7 +2,7 @@
 
 An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and thirty times a second a strong burst that begins
 with a chunk. The clock starts just before that chunk is pushed and stops when a sink of real-time priority has read the answer from a
-named pipe. Contenders do the same job one after the other, shuffled in each round, all with SCHED_FIFO, locked memory and (but for
+named pipe. Contenders do the same job one after the other, shuffled in each round (our own and C next to each other), all with SCHED_FIFO, locked memory and (but for
 "all C asleep") processors that are kept awake, where the system grants it; floors of the same minute stand beside them. See
 `bench.contenders` for who they are, `bench.fast_clinic` for how thousands of events pass guard's dose checks, `bench.judge` for what
 counts.
@@ -64,6 +64,21 @@ def plan(names: Sequence[str], chunks: Sequence[int], siege: bool) -> list[Cell]
     if siege:
         cells += [Cell("calmloop", 10, load) for load in LOADS]
     return [*cells, FLOORS]
+
+
+def shuffled(cells: Sequence[Cell], rng: random.Random) -> list[Cell]:
+    """One round's order: our own and C stay next to each other, each of their chunks a block.
+
+    They are a few microseconds apart, and this machine is slower or faster for minutes on end: a ratio of neighbours is free of that.
+    """
+    blocks: dict[object, list[Cell]] = {}
+    for cell in cells:
+        blocks.setdefault(cell.chunk if cell.contender in QUICK and not cell.load else cell, []).append(cell)
+    order = list(blocks.values())
+    rng.shuffle(order)
+    for block in order:
+        rng.shuffle(block)
+    return [cell for block in order for cell in block]
 
 
 @contextmanager
@@ -144,9 +159,7 @@ def run(rig: Rig, cells: Sequence[Cell], rounds: int, events: int, seed: int) ->
     rows: list[dict[str, Any]] = []
     try:
         for number in range(rounds):
-            order = list(cells)
-            random.Random(f"{seed}/{number}").shuffle(order)
-            for cell in order:
+            for cell in shuffled(cells, random.Random(f"{seed}/{number}")):
                 began = monotonic()
                 common = {"round": number, "chunk": cell.chunk, "load": cell.load}
                 if cell == FLOORS:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -149,3 +150,18 @@ def test_every_answer_was_a_pulse_that_guard_let_through_and_the_session_holds(s
     view = guard[0]["view"]
     assert view["max_auto_events_1h"] == 60  # the limits are the prescription's own; the clock is faster
     assert (folder / "kept" / "sessions" / session.folder.name / "audit.sqlite").stat().st_size > 0
+
+
+def test_what_is_compared_closely_is_measured_next_to_each_other_in_an_order_of_chance():
+    from bench import latency
+
+    cells = latency.plan(latency.FULL, (1, 10), siege=True)
+    orders = [latency.shuffled(cells, random.Random(seed)) for seed in range(20)]
+    assert len({tuple(order) for order in orders}) == 20
+    for order in orders:
+        assert sorted(order) == sorted(cells)
+        for chunk in (1, 10):
+            at = [order.index(latency.Cell(name, chunk)) for name in latency.QUICK]
+            assert max(at) - min(at) == len(latency.QUICK) - 1
+    for name in latency.QUICK:  # and each of them comes first now and then
+        assert any(min(order.index(latency.Cell(one, 1)) for one in latency.QUICK) == order.index(latency.Cell(name, 1)) for order in orders)
