@@ -2,10 +2,10 @@
 
 An LSL outlet sends eight channels at 2 kHz in chunks of 1 or 10 samples: noise, and thirty times a second a strong burst that begins
 with a chunk. The clock starts just before that chunk is pushed and stops when a sink of real-time priority has read the answer from a
-named pipe. Contenders do the same job one after the other, shuffled in each round (our own and C next to each other), all with SCHED_FIFO, locked memory and (but for
-"all C asleep") processors that are kept awake, where the system grants it; floors of the same minute stand beside them. See
-`bench.contenders` for who they are, `bench.fast_clinic` for how thousands of events pass guard's dose checks, `bench.judge` for what
-counts.
+named pipe. Contenders do the same job one after the other, shuffled in each round (our own and C next to each other), all with SCHED_FIFO,
+locked memory and (but for "all C asleep") processors that are kept awake, where the system grants it; floors of the same minute stand
+beside them. See `bench.contenders` for who they are, `bench.fast_clinic` for how thousands of events pass guard's dose checks,
+`bench.judge` for what counts.
 
 Results go to `bench/results/` (not kept by git): JSON with every raw sample, and a picture. `--json` prints the JSON on standard output
 too (the table then goes to standard error), `--json FILE` writes it there instead.

@@ -175,7 +175,10 @@ def system_unit(config: Settings, path: Path, bed: str, user: str) -> str:
     ]
     sessions = Path(config.session.folder)
     # a home is closed to the service unless the program, the settings or the recordings are in one
-    at_home = any(_at_home(each) for each in (Path(sys.prefix), Path(sys.base_prefix), Path(__file__), path, UNITS / sessions, Path(config.page.certificate)))
+    at_home = any(
+        _at_home(each)
+        for each in (Path(sys.prefix), Path(sys.base_prefix), Path(__file__), path, UNITS / sessions, Path(config.page.certificate))
+    )
     sandbox = SYSTEM_SANDBOX.format(
         protect_home="read-only" if at_home else "yes",
         read_write=f"ReadWritePaths={_quoted(sessions)}\n" if sessions.is_absolute() else "",

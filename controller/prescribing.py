@@ -75,7 +75,7 @@ def _row(config: Settings, table: str, model: type[settings.Table], values: sett
     return {
         "table": table,
         "key": key,
-        "kind": "choice" if choices else {int: "whole", float: "number"}.get(field.annotation or str, "text"),
+        "kind": "choice" if choices else "whole" if field.annotation is int else "number" if field.annotation is float else "text",
         "choices": list(choices),
         "value": getattr(values, key),
         "unit": settings.unit(key),
@@ -206,7 +206,7 @@ def differences(before: Settings | None, after: Settings) -> list[str]:
     """What differs between two prescriptions, a line each."""
     if before is None:
         return []
-    pairs = [("prescription", before.prescription, after.prescription)]
+    pairs: list[tuple[str, settings.Table, settings.Table]] = [("prescription", before.prescription, after.prescription)]
     pairs += [(name, before.trains[name], train) for name, train in after.trains.items() if name in before.trains]
     lines = [f"train {name} is new" for name in after.trains if name not in before.trains]
     lines += [f"train {name} is gone" for name in before.trains if name not in after.trains]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from controller import settings
 from controller.calibrate import toml
 from controller.settings import EmgRule, ForceRule, Settings
 
@@ -69,8 +70,8 @@ def _of_rule(rule: EmgRule | ForceRule, facts: dict[str, Any]) -> list[str]:
     lines += ["", "  Proposed"]
     changes = [one for one in facts["changes"] if one.rule == rule.name]
     for one in changes:
-        was = "as it was" if one.before == one.after else f"was {toml.written(one.before)}"
-        lines.append(f"    {one.key} = {toml.written(one.after)}   ({was})")
+        was = "as it was" if one.before == one.after else f"was {settings.toml(one.before)}"
+        lines.append(f"    {one.key} = {settings.toml(one.after)}   ({was})")
         lines += _wrapped([one.why], "      ")
     lines += ["", "  What the detector did with these figures, on this very signal"]
     rows = [row for row in facts["happened"] if row["rule"] == rule.name]

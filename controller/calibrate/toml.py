@@ -36,7 +36,7 @@ def replaced(text: str, changes: Sequence[Change], before: Settings, after: Sett
     before, after : Settings
         What `text` means now, and must mean then: the result is read back and compared.
     """
-    places = {
+    places: dict[tuple[str | int, ...], object] = {
         (table, i, one.key): one.after
         for table in ("emg_rules", "force_rules")
         for i, rule in enumerate(getattr(before, table))

@@ -19,7 +19,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -293,9 +293,9 @@ class Page:
         """Where the pads go, drawn."""
         name, side = request.path_params["name"], request.query_params.get("side", "right")
         known = prescribing.known_montages()
-        if name not in known or side not in ("right", "left"):
+        if name not in known or side not in get_args(montages.Side):
             return PlainTextResponse("not here", 404)
-        return Response(montages.svg(name, known[name], side), media_type="image/svg+xml")
+        return Response(montages.svg(name, known[name], cast("montages.Side", side)), media_type="image/svg+xml")
 
     async def sessions(self, request: Request) -> Response:
         """All sessions of this bed's folder."""
