@@ -55,7 +55,7 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
     """
     said, s = guard or {}, status or {}
     state, reason = s.get("state"), s.get("reason", "")
-    bad = [f"{name} ({rule['veto'] or 'bad'})" for name, rule in s.get("rules", {}).items() if rule["quality"] == "bad"]
+    bad = [f"{name} ({rule.get('veto') or 'bad'})" for name, rule in s.get("rules", {}).items() if rule.get("quality") == "bad"]
     on = {
         "unknown": not s and "nothing is known of the bed: look at the patient",
         "stop_unconfirmed": said.get("stop_confirmed") is False and "the stimulator did not confirm the stop: SWITCH IT OFF BY HAND",

@@ -354,7 +354,8 @@ class Daemon:
         with theirs:
             self.guard = Child("guard", self.guards, self.GUARD_MODULE, GUARD_RING_BYTES, theirs.fileno(), "--link", "--bed", self.bed)
         self.link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LINK_BYTES)
-        self.link.send(json.dumps(self.view | {"history": self.journal.history(), "people": self.people}).encode())
+        more = {"history": self.journal.history()} | ({"people": self.people} if self.people else {})
+        self.link.send(json.dumps(self.view | more).encode())
         self.people = None  # a guard that dies takes them with it
         self.why_not_arm = ""  # it has not been told yet
 

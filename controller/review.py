@@ -77,7 +77,7 @@ def overview(session: Session) -> dict[str, Any]:
     config, zero_s = session.config, origin_s(session)
     pulses_s = session.streams["pulses"].stamps_s
     firsts = np.flatnonzero(np.diff(pulses_s, prepend=-np.inf) > TRAIN_GAP_S)
-    ends = np.append(firsts[1:], len(pulses_s)).astype(int)
+    ends = np.append(firsts[1:], len(pulses_s))[: len(firsts)].astype(int)
     notes = session.notes()
     events: list[dict[str, Any]] = []
     for row in session.guard():

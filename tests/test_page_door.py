@@ -213,8 +213,9 @@ def test_people_are_known_to_the_guard_of_the_session_that_a_new_prescription_be
     token = pair(first, "clinician", "Ada")
     thread, _ = prescribe(first, token)
     people = passed_on(first)["people"]
-    first.close()
+    first.link.send(b'{"ok": true, "reasons": []}')
     thread.join()
+    first.close()
     (tmp_path / "two").mkdir()
     second = GuardRig(tmp_path / "two", changes={"page": True, "people": people})
     try:

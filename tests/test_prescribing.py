@@ -150,6 +150,6 @@ def test_every_montage_can_be_named_and_no_other():
     from controller import fits
 
     for name in montages.load(ROOT / "config" / "montages.toml").montages:
-        config = settings.parse(BEDSIDE.replace("\n[prescription]", f'\n[prescription]\nmontage = "{name}"'))
+        config = settings.parse(BEDSIDE.replace('montage = ""', f'montage = "{name}"'))
         assert not fits.problems(config)
-    assert "montage" in fits.problems(settings.parse(BEDSIDE.replace("\n[prescription]", '\n[prescription]\nmontage = "knee"')))[0]
+    assert "montage" in fits.problems(settings.parse(BEDSIDE.replace('montage = ""', 'montage = "knee"')))[0]

@@ -503,7 +503,7 @@ def main() -> int:
     try:
         listening = [socket.create_server((host, args.port), backlog=MAX_CONNECTIONS) for host in dict.fromkeys(hosts)]
     except OSError as error:
-        print(f"page: {' or '.join(hosts)}, port {args.port}: {error.strerror}", file=sys.stderr, flush=True)
+        print(f"page: {' or '.join(f'{host}:{args.port}' for host in hosts)}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
     names = [*hosts, "localhost", *([args.host_name] if args.host_name else [])]
     origins = frozenset(f"{'https' if tls else 'http'}://{name}:{args.port}" for name in names)
