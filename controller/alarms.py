@@ -63,8 +63,8 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
         "fault": state == "FAULT" and f"fault, output is off: {reason}",
         "lockout": state == "LOCKOUT" and f"locked out, output is off: {reason}",
         "no_stimulator": state == "OFF" and f"no stimulator: {reason}",
-        "no_data": s and s.get("rules") and not s.get("data_ok") and "no fresh signal: no automatic stimulation",
-        "signal_bad": s.get("data_ok") and bad and f"poor signal, look at the electrodes: {', '.join(bad)} hears no spasm",
+        "no_data": s and s.get("rules") and not s.get("data_ok") and not bad and "no fresh signal: no automatic stimulation",
+        "signal_bad": bad and f"poor signal, look at the electrodes; no automatic stimulation: {', '.join(bad)}",
         "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
         "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",
         "disk_low": s.get("disk_free_bytes", DISK_LOW_BYTES) < DISK_LOW_BYTES
