@@ -301,6 +301,11 @@ REQUIREMENTS = (
             Limit("pauses within", "PAUSES_NS"),
         ),
     ),
+    Requirement(
+        "F5",
+        "disk full",
+        "no arming while less than 2 GB, or than two hours of recording, are free; what is not on the disk is not stimulated",
+    ),
     Requirement("F8", "power fails and comes back", "not armed; dose and lockout come back from the journal, never less than was given"),
     Requirement("F9", "wrong settings", "one wrong, unknown or missing figure: nothing starts, every mistake is named with its line"),
     Requirement(
@@ -310,7 +315,8 @@ REQUIREMENTS = (
     Requirement(
         "G1",
         "an intruder",
-        "the page is served to this machine alone; whoever has not paired can read how things are, and stop, nothing else",
+        "the page is served to this machine alone, but where an interface and a certificate are named; whoever has not paired can read how "
+        "things are, and stop, nothing else",
     ),
     Requirement(
         "G2",
@@ -329,13 +335,15 @@ REQUIREMENTS = (
     Requirement(
         "G5",
         "a crowd at the door",
-        "the page's process holds no stimulator, loop or file; connections, messages and waiting are bounded; at most {MAX_PEOPLE} pair",
+        "the page's process holds no stimulator and no loop and changes no file; connections, messages and waiting are bounded; at most "
+        "{MAX_PEOPLE} pair",
         (Limit("people", "MAX_PEOPLE"),),
     ),
     Requirement(
         "G6",
         "two clinicians",
-        "one holds control; to take it over is a word of its own, on record; whoever ends output needs none",
+        "one holds control; to take it over is a word of its own, on record; whoever ends output needs none; a change of a "
+        "prescription that is not in force any more is refused",
     ),
     Requirement(
         "G7",

@@ -82,6 +82,7 @@ BOUNDS = [
     ("prescription", "max_pulses_in_24_h", 1, 360_000, 1),
     ("prescription", "max_charge_mc_in_session", 0.001, 3600.0, 0.0001),
     ("prescription", "max_charge_mc_in_24_h", 0.001, 7200.0, 0.0001),
+    ("prescription", "version", 1, 1_000_000, 1),
     ("prescription", "max_events_in_10_min", 1, 30, 1),
     ("prescription", "max_automatic_events_in_1_h", 1, 60, 1),
     ("prescription", "arming_expires_min", 1.0, 30.0, 0.001),
@@ -124,7 +125,7 @@ def demo(changes=None):
 
 
 def build(raw):
-    return module._settings(raw, "x.toml", {})
+    return module.of_tables(raw, "x.toml", {})
 
 
 def problems(raw):
