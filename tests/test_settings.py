@@ -874,7 +874,7 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default |= {("emg", "hold_ms")} | {
         ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
     }
-    by_default |= {("joins", key) for key in ("how", "within_ms")} | {("button", "invert")}
+    by_default |= {("joins", key) for key in ("how", "within_ms")} | {("button", "invert"), ("prescription", "version")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(WHOLE).items():
         text = with_line(number, None)
