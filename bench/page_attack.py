@@ -45,6 +45,7 @@ MAY = {
     "clinician": {"status", "stop", "leave", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take"},
     "admin": {"status", "stop", "leave", "invite"},
 }
+READERS = ("viewer", "clinician")
 HALF_OPEN, BIG_BYTES, SLOW, FLOOD = 900, 16 << 20, 12, 4
 QUIET_S, ATTACK_S = 20.0, 20.0
 
@@ -119,12 +120,38 @@ def verbs(ward: PageWard) -> list[dict[str, Any]]:
     return rows
 
 
+def readings(ward: PageWard) -> list[dict[str, Any]]:
+    """Prescription and sessions by every role with its own token, a forged one, and none; and nothing outside of the sessions' folder."""
+    rows = []
+    name = ward.sessions[-1].name
+    for role in MAY:
+        own = ward.token(role) if role else ""
+        for kind, token in (("own", own), ("forged", own[::-1])):
+            for path in (
+                "/prescription",
+                "/sessions",
+                f"/sessions/{name}",
+                f"/sessions/{name}?from=0&to=1&n=9",
+                "/sessions/..%2Fsettings.toml",
+            ):
+                code = httpx.get(ward.url + path, cookies={COOKIE: token} if token else {}, timeout=60.0).status_code
+                wanted = (404 if ".." in path else 200) if role in READERS and kind == "own" else 403
+                # a path that names nothing is 404 for everybody, whoever they are
+                rows.append(
+                    {"role": role, "token": kind, "verb": f"GET {path}", "wrong": code != wanted and not (".." in path and code == 404)}
+                )
+        if own:
+            with ward.page(own) as page:
+                say(page, 1, do="leave")
+    return rows
+
+
 def origins(ward: PageWard) -> list[dict[str, Any]]:
     """Words from elsewhere: what gets in is wrong."""
     rows = []
     for name in ("http://evil.example", "null", f"https://127.0.0.1:{ward.port}", f"http://127.0.0.1:{ward.port}.evil.example", None):
         headers = {} if name is None else {"Origin": name}
-        for path in ("/stop", "/pair"):
+        for path in ("/stop", "/pair", "/prescription"):
             code = httpx.post(ward.url + path, headers=headers, json={"code": "00000000"}).status_code
             rows.append({"what": f"POST {path} from {name}", "wrong": code != 403})
         try:
@@ -215,7 +242,7 @@ def run(folder: Path, quick: bool) -> dict[str, Any]:
     quiet_s, attack_s = (4.0, 6.0) if quick else (QUIET_S, ATTACK_S)
     try:
         ward.wait_until_ready()
-        tried = verbs(ward)
+        tried = verbs(ward) + readings(ward)
         elsewhere = origins(ward)
         ward.arm()
         begin = monotonic_ns()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from controller.settings import Settings
+    from controller.xdf import Stream
 
 SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 ANCHOR, END = "audit head", "end"  # notes that say where the audit ends
@@ -120,6 +121,17 @@ def new_folder(parent: Path, bed: str) -> Path:
     raise FileExistsError(f"cannot make a new session folder in {parent}")
 
 
+def cycle_labels() -> list[str]:
+    """Columns of the stream of cycles."""
+    return ["loop", *CYCLE_FIELDS]
+
+
+def detection_channels(config: Settings) -> tuple[tuple[str, str], ...]:
+    """Columns of the stream of detections, with their units."""
+    times = (("sample", "s"), ("request onset", "s"), ("request evidence", "s"))
+    return (*times, *((f"{row.name}: {field}", "") for row in config.rows for field in DETECTION_FIELDS))
+
+
 class Recorder:
     """Writes one session's signals. Chunks of many cycles are gathered and written together."""
 
@@ -127,23 +139,17 @@ class Recorder:
         self.config = config
         emg_channels = tuple((name, "uV") for name in config.emg.channels) if config.emg else ()
         force_channels = tuple((name, config.force.unit) for name in config.force.channels) if config.force else ()
-        rules = [row.name for row in config.rows]
         specs = []
         if config.emg:
             specs.append(StreamSpec("EMG", "EMG", emg_channels, config.emg.sample_rate_hz, "double64", config.emg.stream_name))
         if config.force:
             specs.append(StreamSpec("force", "Force", force_channels, config.force.sample_rate_hz, "double64", config.force.stream_name))
         specs += [
-            StreamSpec("cycles", "Decisions", tuple((f, "") for f in ("loop", *CYCLE_FIELDS)), 0, "int64", "calmloop loop"),
+            StreamSpec("cycles", "Decisions", tuple((label, "") for label in cycle_labels()), 0, "int64", "calmloop loop"),
             StreamSpec(
                 "detections",
                 "Decisions",
-                (
-                    ("sample", "s"),
-                    ("request onset", "s"),
-                    ("request evidence", "s"),
-                    *((f"{rule}: {f}", "") for rule in rules for f in DETECTION_FIELDS),
-                ),
+                detection_channels(config),
                 0,
                 "double64",
                 "calmloop loop",
@@ -220,11 +226,18 @@ class Recorder:
 # --- reading ----------------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session read back."""
+    """A session read back.
+
+    Attributes
+    ----------
+    older : tuple of str
+        What an earlier calmloop did not record yet, and reads as 0; empty = nothing.
+    """
 
     folder: Path
     config: Settings
     streams: dict[str, Any]
+    older: tuple[str, ...] = ()
 
     def cycles(self) -> Iterator[tuple[int, RecordedCycle]]:
         """All cycles in order, with the number of the loop process that made them."""
@@ -286,4 +299,23 @@ def load(folder: Path) -> Session:
         config = settings.load(folder / SETTINGS)
     except settings.SettingsError as error:
         raise FileFormatError(str(error)) from None
-    return Session(folder, config, dict(read(folder / SIGNALS)))
+    streams: dict[str, Any] = dict(read(folder / SIGNALS))
+    older: list[str] = []
+    for name, labels in (("cycles", cycle_labels()), ("detections", [label for label, _ in detection_channels(config)])):
+        if name in streams:
+            streams[name], missing = _as_now(streams[name], labels)
+            older += missing
+    return Session(folder, config, streams, tuple(older))
+
+
+def _as_now(stream: Stream, labels: list[str]) -> tuple[Stream, list[str]]:
+    """Put the columns of a stream where this version has them, and 0 where it had none; returns those that are missing too."""
+    had = [label for label, _ in stream.spec.channels]
+    if had == labels:
+        return stream, []
+    was = np.asarray(stream.values)
+    values = np.zeros((len(was), len(labels)), was.dtype)
+    for j, label in enumerate(labels):
+        if label in had:
+            values[:, j] = was[:, had.index(label)]
+    return replace(stream, values=values), [label for label in labels if label not in had]

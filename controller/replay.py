@@ -65,6 +65,11 @@ class Result:
 def replay_session(folder: Path) -> Result:
     """Replay one session. Raises `FileFormatError` where it cannot be read."""
     session = recording.load(folder)
+    if session.older:
+        raise FileFormatError(
+            f"{folder}: was recorded by an earlier calmloop, which decided by other rules (it knew no {', '.join(session.older[:3])}): its "
+            "decisions are not this version's; its signals and what happened can be read (review, score)"
+        )
     result = Result(str(folder))
     replay_loop(session, result)
     _replay_guard(session, result)

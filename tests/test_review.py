@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from controller import recording, review, settings
+from controller import recording, replay, review, settings
 from controller.loop import Loop
 from controller.web.feed import EMG, EVIDENCE, FORCE, HEAD
 from drivers.base import FileFormatError
@@ -132,3 +133,21 @@ def test_sessions_are_listed_newest_first_and_nothing_else(session, tmp_path):
     (folder.parent / "no session").mkdir(exist_ok=True)
     assert [row["name"] for row in review.sessions(folder.parent)] == [folder.name]
     assert review.sessions(tmp_path / "nowhere") == []
+
+
+def test_a_session_of_an_earlier_version_is_reviewed_and_not_replayed(tmp_path, monkeypatch):
+    """What that version did not know yet reads as 0; the rest is in its place."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(recording, "DETECTION_FIELDS", recording.DETECTION_FIELDS[:-1])
+        unpack = recording.unpack_cycle
+        earlier.setattr(recording, "unpack_cycle", lambda data: replace(unpack(data), detections=unpack(data).detections[:, :-1]))
+        folder, _ = record(tmp_path)
+    session = review.load(folder)
+    assert session.older == ("soleus EMG: veto", "plantarflexion torque: veto")
+    told = review.overview(session)
+    assert told["given"]["pulses"] == 25 and len(told["spasms"]) == 2
+    for _, cycle in session.cycles():
+        assert cycle.detections.shape[1] == len(recording.DETECTION_FIELDS) and not cycle.detections[:, -1].any()
+    assert max(cycle.detections[0, 0] for _, cycle in session.cycles()) == 1.0
+    with pytest.raises(FileFormatError, match="recorded by an earlier calmloop"):
+        replay.replay_session(folder)
