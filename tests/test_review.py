@@ -138,9 +138,10 @@ def test_sessions_are_listed_newest_first_and_nothing_else(session, tmp_path):
 def test_a_session_of_an_earlier_version_is_reviewed_and_not_replayed(tmp_path, monkeypatch):
     """What that version did not know yet reads as 0; the rest is in its place."""
     with monkeypatch.context() as earlier:
-        earlier.setattr(recording, "DETECTION_FIELDS", recording.DETECTION_FIELDS[:-1])
-        unpack = recording.unpack_cycle
-        earlier.setattr(recording, "unpack_cycle", lambda data: replace(unpack(data), detections=unpack(data).detections[:, :-1]))
+        channels, cycles = recording.detection_channels, recording.Recorder.cycles
+        earlier.setattr(recording, "detection_channels", lambda config: tuple(row for row in channels(config) if ": veto" not in row[0]))
+        less = lambda new: [replace(c, detections=c.detections[:, :-1]) for c in new]  # noqa: E731
+        earlier.setattr(recording.Recorder, "cycles", lambda self, new: cycles(self, less(new)))
         folder, _ = record(tmp_path)
     session = review.load(folder)
     assert session.older == ("soleus EMG: veto", "plantarflexion torque: veto")
