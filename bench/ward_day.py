@@ -163,8 +163,17 @@ class Day:
         page.locator("body[data-role=clinician]").wait_for()
         return page
 
+    def prove(self, page: Page, name: str) -> None:
+        """Who paired more than five minutes ago proves again who they are, with a new code (B3)."""
+        code = messages.ask(BED, {"do": "invite", "role": "clinician", "name": name, "who": "bench"})["code"]
+        page.locator("#code").fill(code)
+        page.locator("#pair-form button").click()
+        page.locator("#told", has_text="Paired as").wait_for()
+        page.wait_for_timeout(1000)  # until it is connected again
+
     def arm(self, page: Page) -> None:
         """Both steps, by the page's buttons."""
+        self.prove(page, "Ada")
         page.locator("#take").click()
         page.locator("#offer").click()
         page.locator("#offered").wait_for()
@@ -251,6 +260,7 @@ class Day:
         ben.locator("#told", has_text="holds control").wait_for()
         self.check(True, "a second clinician is told who holds control")
         messages.ask(BED, {"do": "disarm", "who": "bench"})
+        self.prove(self.ada, "Ada")
         self.fill(self.ada, "look_ms", "120")
         ben.locator("#take").click()
         self.ada.locator("#holder", has_text="Ben").wait_for()
@@ -344,6 +354,7 @@ class Day:
         if not self.s["night"]:
             return
         messages.ask(BED, {"do": "disarm", "who": "bench"})
+        self.prove(self.ada, "Ada")
         self.fill(self.ada, "arming_expires_min", "1")
         self.put(self.ada, "nobody is here at night", "In force")
         self.until(self._hears, demo.READY_S, "bed that hears")

@@ -521,14 +521,16 @@ def run_run(args: argparse.Namespace) -> int:
     from controller import daemon, fits, settings
     from controller.audit import AuditError
     from controller.journal import JournalError
+    from controller.notify import Notifier
 
-    path, people, tell = Path(args.config), None, daemon.Speaker()
+    path, people, tell, process = Path(args.config), None, daemon.Speaker(), daemon.Process(Notifier())
     try:
         config = fits.together(settings.load(path), args.config)
         while True:  # a new prescription begins a new session
-            bedside = daemon.Daemon(config, args.bed, tell, args.lifeline, args.journal, path if path.is_file() else None, people)
+            own = path if path.is_file() else None
+            bedside = daemon.Daemon(config, args.bed, tell, args.lifeline, args.journal, own, people, process)
             code = bedside.run()
-            if not bedside.next:
+            if not bedside.next or process.told_to_end:
                 return code
             config, people = bedside.next
     except (settings.SettingsError, AuditError, JournalError, daemon.StartError) as error:

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,18 @@ RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+ROOM_AGAIN = 1.05  # of what is needed, before arming is allowed again
 RATE_S, ROOM_S = 10.0, 2 * 3600.0  # F5: after so long the rate of recording is known, and there must be room for so much more
 MAX_PROBLEMS = 20  # of a prescription, that are told
 BUTTON_AGAIN_S = 2.0  # after it was started: before it is started again
+
+
+@dataclass(slots=True)
+class Process:
+    """What several sessions of one process share: its word to the service manager, and whether it was told to end."""
+
+    notify: Notifier
+    told_to_end: bool = False
 
 
 class StartError(Exception):
@@ -144,6 +154,8 @@ class Daemon:
         The settings' own file, where a change of the prescription is kept; None = nothing can be prescribed.
     people : dict or None
         Who had paired, as the guard before handed them on.
+    process : Process or None
+        What outlives a session; None = there is no other.
 
     Attributes
     ----------
@@ -167,9 +179,10 @@ class Daemon:
         journal: Path | None = None,
         path: Path | None = None,
         people: dict[str, Any] | None = None,
+        process: Process | None = None,
     ) -> None:
         os.umask(0o077)  # what is recorded of a person is nobody else's business
-        self.path, self.people, self.why_not_arm = path, people, ""
+        self.path, self.people, self.why_not_arm = path and path.resolve(), people, ""
         self.next: tuple[Settings, dict[str, Any]] | None = None
         self.config, self.bed, self.tell, self.lifeline = config, bed, tell, lifeline
         self.view = settings.guard_view(config)
@@ -231,7 +244,8 @@ class Daemon:
         self.heard: list[tuple[tuple[float, float], Any]] = []  # what the rules said since they were last described, and the newest stamps
         self.newest_s = (0.0, 0.0)  # of EMG and force, as last described
         self.last_line, self.repeats = "", 0
-        self.notify = Notifier()
+        self.process = process or Process(Notifier())
+        self.notify = self.process.notify
 
     # --- life ----------------------------------------------------------------------------------------------------------------
     def run(self) -> int:
@@ -239,6 +253,8 @@ class Daemon:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
+            if self.process.told_to_end:
+                self.ending = "told to end before it began"
             self.begin()
             mark_s = status_s = line_s = latency_s = time.monotonic()
             while not self.ending:
@@ -292,7 +308,7 @@ class Daemon:
         per_s = (self.folder / recording.SIGNALS).stat().st_size / recorded_s if recorded_s > RATE_S else 0.0
         needed = max(alarms.DISK_LOW_BYTES, int(per_s * ROOM_S))
         why = f"{free_bytes / 1e9:.1f} GB are free, arming needs {needed / 1e9:.1f} GB: {ROOM_S / 3600:g} h of recording [F5]"
-        why = why if free_bytes < needed else ""
+        why = why if free_bytes < needed * (ROOM_AGAIN if self.why_not_arm else 1.0) else ""
         if bool(why) != bool(self.why_not_arm) and self.link:
             self.why_not_arm = why
             self.tell_guard(why_not_arm=why)
@@ -307,11 +323,14 @@ class Daemon:
         self.see_dose()
 
     def _on_signal(self, number: int, _: object) -> None:
+        self.process.told_to_end = True  # also where a new session was about to begin
         self.ending = self.ending or f"{signal.Signals(number).name} received"
 
     def end(self) -> None:
         """Stop output, end the children, close the files."""
-        if not self.next:
+        if self.next and not self.process.told_to_end:
+            self.notify.alive()  # what is left to do gets a whole watchdog time
+        else:
             self.notify.stopping(self.ending)
         if self.link:
             try:
@@ -459,8 +478,13 @@ class Daemon:
             data = b""
         if not data:  # it is gone, which is seen elsewhere
             return
-        said = json.loads(data)
-        reasons = self.prescribe(said["prescribe"], said["people"])
+        try:
+            said = json.loads(data)
+            reasons = self.prescribe(said["prescribe"], said["people"])
+        except (OSError, sqlite3.Error):  # what cannot be recorded ends the session, as everywhere
+            raise
+        except Exception as error:  # whatever comes from a page, the bed goes on
+            reasons = [f"this cannot be a change: {type(error).__name__}: {str(error)[:200]}"]
         self.tell_guard(ok=self.next is not None, reasons=reasons)
 
     def tell_guard(self, **words: Any) -> None:

@@ -27,7 +27,7 @@ from controller.limits import MINUTE, Device, prescription_from
 from controller.people import NotAllowedError, People
 from controller.ring import RingWriter
 from controller.self_test import self_test
-from controller.supervisor import FAULTS, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict
+from controller.supervisor import FAULTS, FAULTS_NS, PRESENCE_NS, Cause, Event, Kind, Output, SafetyState, Supervisor, Verdict
 from drivers import stimulators
 from drivers.base import (
     FEEDBACK_ENDED,
@@ -87,7 +87,9 @@ class Guard:
         if people := view.get("people"):
             self.people.take_over(people)
         self.why_not_arm = ""  # as the daemon says: the disk is nearly full (F5)
-        self.prescriber: socket.socket | None = None  # whoever waits for the daemon's word about a new prescription
+        # a new prescription is with the daemon; and whoever waits for its word, unless they have gone
+        self.prescribing = False
+        self.prescriber: socket.socket | None = None
         if page:
             self.doors.append(page)
         self.loop: socket.socket | None = None
@@ -464,12 +466,7 @@ class Guard:
             self.loop.setblocking(False)
             self.take(Event(Kind.LOOP_JOINED, now))
         elif data[:1] == b"{":
-            said = json.loads(data)
-            if "why_not_arm" in said:
-                self.why_not_arm = said["why_not_arm"]
-            elif client := self.prescriber:
-                self.prescriber = None
-                self.tell(client, said)
+            self.hear_of_prescription(data)
         elif data == b"end":
             self.take(Event(Kind.DAEMON_LOST, now, text="session ended"))
             self.done = True
@@ -477,6 +474,20 @@ class Guard:
             self.take(Event(Kind.DAEMON_LOST, now))
             self.done = True
             say(f"the daemon is gone: output stopped, not armed; {self.supervisor.pulses_total} pulses were given")
+
+    def hear_of_prescription(self, data: bytes) -> None:
+        """The daemon's word about a new prescription, or why nobody may arm."""
+        try:
+            said = json.loads(data)
+        except ValueError:
+            said = {"ok": False, "reasons": ["the daemon's answer cannot be read"]}
+        if "why_not_arm" in said:
+            self.why_not_arm = said["why_not_arm"]
+            return
+        self.prescribing = said["ok"] is True  # then it ends this guard, and until then nothing is armed
+        client, self.prescriber = self.prescriber, None
+        if client:
+            self.tell(client, said)
 
     def accept(self, door: socket.socket) -> list[socket.socket]:
         """Let people's commands in, if they come from this user or root."""
@@ -517,7 +528,10 @@ class Guard:
             self.not_allowed(client, str(error))
             return {}
         except Exception as error:  # whatever a stranger sends, guard goes on
-            self.answer_wrong(client, error)
+            if client in self.strangers and not self.people.writes_down(monotonic_ns()):
+                self.tell(client, {"ok": False, "reasons": ["not a command"]})
+            else:
+                self.answer_wrong(client, error)
             return {}
         return command
 
@@ -621,15 +635,24 @@ class Guard:
         """
         if self.supervisor.state not in (SafetyState.OFF, SafetyState.IDLE):
             return {"ok": False, "reasons": [f"a prescription is changed at IDLE or OFF, not at {self.supervisor.state.value} [B1]"]}
-        if self.prescriber:
+        if self.prescribing:
             return {"ok": False, "reasons": ["another change is being made [G6]"]}
+        if self.waits_for_person or any(now - fault_ns <= FAULTS_NS for fault_ns in self.supervisor.faults):
+            words = "a fault of the last 10 min is not forgotten by a new guard, and what waits for a person does not go on without one"
+            return {"ok": False, "reasons": [f"{words}: later, or end the session and start it again [B5, B6]"]}
+        proved_ns = whole(command, "authenticated_ns") if "authenticated_ns" in command else now
+        if now - proved_ns > PRESENCE_NS:
+            return {
+                "ok": False,
+                "reasons": ["whoever prescribes must have proved who they are within 5 min: pair again [B3]"],
+            }
         reason = printable(str(command.get("reason", "")).strip())[:MAX_REASON]
         if not reason:
             raise ValueError("prescribe needs a reason, in words [G7]")
         given = {"based_on": whole(command, "based_on"), "changes": command.get("changes"), "reason": reason, "who": who}
         self.take(Event(Kind.NOTE, now, text=f"{who} prescribes: {reason}"))
         self.link.send(encode({"prescribe": given, "people": self.people.handed_on()}).encode())
-        self.prescriber = client
+        self.prescribing, self.prescriber = True, client
         return None
 
     def of_people(self, do: str, command: dict[str, Any], now: int, who: str) -> dict[str, Any]:
@@ -640,7 +663,7 @@ class Guard:
             more["code"] = self.people.invite(role, name, now)
             said = f"{who} shows a code for {name.strip()} as {role}"
         elif do == "pair":
-            more["token"], person = self.people.pair(command.get("code"), now)
+            more["token"], person = self.people.pair(command.get("code"), now, command.get("token"))
             more |= {"name": person.name, "role": person.role}
             said = f"{person} has paired"
         elif do == "take":
@@ -674,6 +697,8 @@ class Guard:
 
     def confirm(self, client: socket.socket, command: dict[str, Any], now: int, who: str) -> dict[str, Any] | None:
         """Second step: what was offered is named, the electrodes were looked at, and it is on the disk before it takes effect."""
+        if self.prescribing:
+            return {"ok": False, "reasons": ["a new prescription is being put into force: arm when it is [B1]"]}
         if self.why_not_arm:
             self.take(Event(Kind.NOTE, now, text=f"{who} may not arm: {self.why_not_arm}"))
             return {"ok": False, "reasons": [self.why_not_arm]}

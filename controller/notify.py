@@ -56,6 +56,11 @@ class Notifier:
             self.ready, self.status = self.ready or ready, status
             self.alive_s = now_s if alive else self.alive_s
 
+    def alive(self) -> None:
+        """Begin a new watchdog time."""
+        if self.every_s > 0:
+            self.say("WATCHDOG=1")
+
     def stopping(self, why: str) -> None:
         """Say that it ends, and why, and nothing after it; what is left to do gets a whole watchdog time."""
         self.say("STOPPING=1", f"STATUS={' '.join(why.split())}", *["WATCHDOG=1"] * (self.every_s > 0))

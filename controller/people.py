@@ -101,8 +101,11 @@ class People:
         self.codes, self.tries = {digest(code): (Person(name, wanted, 0), now)}, 0
         return code
 
-    def pair(self, code: object, now: int) -> tuple[str, Person]:
-        """Give a token for a code. Raises NotAllowedError; the fifth wrong code ends the right one."""
+    def pair(self, code: object, now: int, before: object = "") -> tuple[str, Person]:
+        """Give a token for a code. Raises NotAllowedError; the fifth wrong code ends the right one.
+
+        Whoever proves again who they are gives the token from `before`: it ends, and control stays with them.
+        """
         self.forget_old(now)
         if not self.codes:
             raise NotAllowedError("no code is open: ask at the bedside for a new one [G4]")
@@ -113,11 +116,17 @@ class People:
             if self.tries >= CODE_TRIES:
                 self.codes.clear()
             raise NotAllowedError("not the code that the bedside shows, or it is too old [G4]")
-        if len(self.people) >= MAX_PEOPLE:
+        old, known_before = self.who(before, now)
+        again = known_before is not None and (known_before.name, known_before.role) == (person.name, person.role)
+        if len(self.people) >= MAX_PEOPLE and not again:
             raise NotAllowedError(f"{MAX_PEOPLE} are paired already: somebody must leave first [G5]")
         token = secrets.token_hex(TOKEN_BYTES)
         person.proved_ns = now
         self.people[digest(token)] = person
+        if again:
+            del self.people[old]
+            if self.holder == old:
+                self.holder = digest(token)
         return token, person
 
     def who(self, token: object, now: int) -> tuple[str, Person | None]:

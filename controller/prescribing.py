@@ -8,6 +8,7 @@ refused). Nothing here decides who may: guard does.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Changes = dict[str, dict[str, Any]]
 
 KEPT_BY_US = ("version", "author", "reason")  # of each change, not figures of it
+MAX_WHOLE = 10**15  # of a browser's numbers; larger ones no field takes
 MAX_VERSIONS = 50  # that are shown
 FOLDER = ".versions"  # beside the settings file, named after it
 
@@ -105,6 +107,7 @@ def _limits(config: Settings, values: settings.Table, key: str, field: FieldInfo
         yield Limit(None, min(rx.max_event_s, rx.max_on_time_s_in_60_s) * 1e3, "prescription, max_event_s and max_on_time_s_in_60_s")
 
 
+@lru_cache(maxsize=1)
 def known_montages() -> Mapping[str, montages.Montage]:
     """All montages by name."""
     return montages.load(default_config("montages.toml")).montages
@@ -141,14 +144,15 @@ def changed(text: str, changes: Changes, more: Mapping[str, Any], name: str) -> 
     wanted: dict[tuple[str | int, ...], Any] = {("prescription", key): value for key, value in more.items()}
     raw = before.model_dump(mode="json", exclude_none=True)
     for table, rows in changes.items() if isinstance(changes, dict) else [("changes", None)]:
-        model = Prescription if table == "prescription" else Train if table.removeprefix("trains.") in before.trains else None
-        if model is None or not isinstance(rows, dict) or (model is Train) is (table == "prescription"):
+        named = table.startswith("trains.") and table.removeprefix("trains.") in before.trains
+        model = Prescription if table == "prescription" else Train if named else None
+        if model is None or not isinstance(rows, dict):
             raise SettingsError([f"{name}: {table!r:.60} is no table of the prescription; it has prescription and trains.NAME"])
         for key, value in rows.items():
             if key not in model.model_fields or (model is Prescription and key in KEPT_BY_US):
                 raise SettingsError([f"{name}: [{table}] {key!r:.60} is no field of the form"])
             # JSON of a browser writes 18 for 18.0
-            number = model.model_fields[key].annotation is float and type(value) is int
+            number = model.model_fields[key].annotation is float and type(value) is int and abs(value) < MAX_WHOLE
             wanted[*table.split(".", 1), key] = float(value) if number else value
     for place, value in wanted.items():
         into = raw["prescription"] if place[0] == "prescription" else raw["trains"][place[1]]

@@ -34,9 +34,10 @@ TRAIN_GAP_S = 0.25  # pulses that are further apart than this are two trains: lo
 ANSWER = struct.Struct("<?Q")  # good or not, and how long the answer is
 
 
-def sessions(folder: Path) -> list[dict[str, Any]]:
-    """Sessions in a folder, newest first: name and size in bytes."""
-    found = [path for path in folder.glob("*") if (path / recording.SIGNALS).is_file()] if folder.is_dir() else []
+def sessions(folder: Path, bed: str = "*") -> list[dict[str, Any]]:
+    """Sessions of a bed in a folder, newest first: name and size in bytes. Folders are named as by `recording.new_folder`."""
+    names = (f"*Z_{bed}", f"*Z_{bed}_[0-9]", f"*Z_{bed}_[0-9][0-9]")
+    found = {path for name in names for path in folder.glob(name) if (path / recording.SIGNALS).is_file()} if folder.is_dir() else set()
     return [{"name": path.name, "bytes": (path / recording.SIGNALS).stat().st_size} for path in sorted(found, reverse=True)]
 
 
@@ -185,6 +186,7 @@ def answer(question: dict[str, Any]) -> bytes:
 def main() -> int:
     """Answer questions, a line of JSON each, until nobody asks any more; beside a bed at work, everything else comes first."""
     os.nice(10)
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this ends first
     for line in sys.stdin:
         try:
             good, said = True, answer(json.loads(line))

@@ -91,5 +91,10 @@ def write(path: Path, text: str, mode: int = 0o644, replace: bool = True) -> Non
             new.replace(path)
         else:
             os.link(name, path)  # fails where somebody was quicker
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)  # a power cut must not bring the old one back
+        finally:
+            os.close(folder)
     finally:
         new.unlink(missing_ok=True)

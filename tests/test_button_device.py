@@ -420,8 +420,9 @@ def test_a_port_without_lines_is_named():
 
 
 @pytest.fixture
-def box():
+def box(monkeypatch):
     """A trigger box at the other end of a line."""
+    monkeypatch.setattr("drivers.buttons.ttl_byte.SETTLE_S", 0.1)
     ours, theirs = pty.openpty()
     box = SimpleNamespace(fd=ours, port=os.ttyname(theirs), send=lambda *values: os.write(ours, bytes(values)))
     yield box
@@ -453,6 +454,19 @@ def test_bits_of_others_are_no_button_and_a_box_may_say_it_the_other_way_round(b
     assert device.open() is False
     box.send(1, 0, 1)
     assert [device.wait(0.1).closed for _ in range(2)] == [True, False]
+    device.close()
+
+
+@pytest.mark.safety("C3")
+def test_what_a_box_says_as_it_starts_up_is_no_press_and_its_level_then_is_known(box):
+    device = buttons.load(f"byte:{box.port}")
+    threading.Timer(0.03, lambda: box.send(*b"ready\r\n", 0)).start()
+    assert device.open() is False
+    assert device.wait(0.05) is None
+    device.close()
+    threading.Timer(0.03, lambda: box.send(*b"ready\r\n", 1)).start()
+    assert device.open() is True  # guard hears of a button that is closed, and forbids arming
+    assert device.wait(0.05) is None
     device.close()
 
 

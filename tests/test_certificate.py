@@ -144,7 +144,7 @@ def test_a_browser_that_trusts_the_authority_gets_in_and_none_else_and_nothing_g
 def test_over_a_network_who_has_not_paired_sees_the_state_and_stops_and_no_more(web):
     with connect(web.url.replace("https", "wss") + "/live", origin=web.url, ssl=web.trust) as socket:
         told = statuses(socket, web)
-        assert set(told["status"]) == {"state", "automatic", "reason", "written_ns"}
+        assert set(told["status"]) == {"state", "automatic", "written_ns"}
         web.feed.mark(time.monotonic(), "pulse")
         web.rig.arm()
         assert web.rig.trigger()["ok"]
@@ -167,6 +167,22 @@ def test_over_a_network_who_has_not_paired_sees_the_state_and_stops_and_no_more(
         end = time.monotonic() + 5.0
         while "dose" in statuses(socket, web)["status"]:
             assert time.monotonic() < end, "who has left still sees all"
+
+
+@pytest.mark.safety("G1")
+def test_no_answer_tells_a_stranger_of_the_network_who_is_there(web):
+    secret = "Dr Secret"
+    code = web.rig.ask("invite", role="clinician", name=secret)["code"]
+    said = httpx.post(f"{web.url}/pair", json={"code": code}, headers={"Origin": web.url}, verify=web.trust)
+    assert said.status_code == 200 and set(said.json()) == {"ok", "reasons", "state", "stop_confirmed", "name", "role"}
+    ours = {"Origin": web.url}
+    for answer in (
+        *(httpx.get(web.url + path, verify=web.trust) for path in ("/sessions", "/sessions/x", "/prescription", "/montages/calf.svg")),
+        httpx.post(f"{web.url}/stop", headers=ours, verify=web.trust),
+        httpx.post(f"{web.url}/prescription", headers=ours, json={}, verify=web.trust),
+        httpx.post(f"{web.url}/pair", headers=ours, json={"code": "12345678"}, verify=web.trust),
+    ):
+        assert secret not in answer.text and "dose" not in answer.text and "people" not in answer.text, answer.url
 
 
 @pytest.mark.safety("G3")

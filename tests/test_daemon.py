@@ -577,12 +577,31 @@ def test_a_disk_that_does_not_take_the_change_keeps_the_old_one(prescribed, monk
     assert path.read_text() == text and d.next is None
 
 
+@pytest.mark.safety("G5")
+@pytest.mark.parametrize("changes", [{"peroneal": {"current_ma": 5}}, [[]], "x", {"prescription": {"look_ms": 10**400}}, "deep"])
+def test_nothing_that_a_page_can_send_ends_the_bed(prescribed, changes):
+    d, path = prescribed
+    text = path.read_text()
+    deep = json.loads('{"prescription": {"author": ' + "[" * 800 + "]" * 800 + "}}")
+    said = {"based_on": 1, "changes": deep if changes == "deep" else changes, "reason": "x", "who": "Eve"}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        d.link = ours
+        for data in (json.dumps({"prescribe": said, "people": PEOPLE}), "{", "[]", '{"prescribe": {}}'):
+            theirs.send(data.encode())
+            d.hear_guard()
+            answer = json.loads(theirs.recv(1 << 16))
+            assert answer["ok"] is False and answer["reasons"]
+        d.link = None
+    assert path.read_text() == text and d.next is None and not d.ending
+
+
 @pytest.mark.safety("F5")
 def test_guard_is_told_when_there_is_too_little_room_and_when_there_is_again(bed, monkeypatch):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     bed.link = ours
     said = []
-    for free in (3e9, 1.9e9, 1.8e9, 2.1e9):
+    for free in (3e9, 1.9e9, 1.8e9, 2.05e9, 1.9e9, 2.2e9):
         bed.see_disk(int(free))
         while select.select([theirs], [], [], 0)[0]:
             said.append(json.loads(theirs.recv(4096))["why_not_arm"])

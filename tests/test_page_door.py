@@ -190,8 +190,8 @@ def test_nothing_is_prescribed_by_who_may_not_or_while_armed_or_without_a_reason
     assert passed_on(rig) is None
 
 
-@pytest.mark.safety("G6")
-def test_a_change_that_nobody_waits_for_any_more_keeps_no_other_out(rig):
+@pytest.mark.safety("B1", "G6")
+def test_while_a_change_is_with_the_daemon_nobody_arms_or_changes_and_its_answer_is_for_nobody_else(rig):
     token = pair(rig, "clinician")
     path = messages.page_path(messages.control_path(rig.bed))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
@@ -200,10 +200,38 @@ def test_a_change_that_nobody_waits_for_any_more_keeps_no_other_out(rig):
         assert passed_on(rig)
     time.sleep(0.05)
     thread, answers = prescribe(rig, token)
+    thread.join()
+    assert "another change" in answers[0]["reasons"][0]
+    assert "being put into force" in arm(rig, token)["reasons"][0]
+    assert ask(rig, "status")["state"] == "IDLE"
+    rig.link.send(b"{")  # what cannot be read ends nothing
+    time.sleep(0.05)
+    thread, answers = prescribe(rig, token)
     assert passed_on(rig)
     rig.link.send(b'{"ok": true, "reasons": []}')
     thread.join()
     assert answers[0]["ok"]
+    assert not arm(rig, token)["ok"]  # it ends any moment
+
+
+@pytest.mark.safety("B5", "B6")
+def test_a_fault_is_not_left_behind_by_a_new_prescription(tmp_path):
+    rig = GuardRig(tmp_path, "--fault", "electrode-error@5", changes={"page": True})
+    try:
+        token = pair(rig, "clinician")
+        rig.arm()
+        rig.trigger()
+        rig.wait_for(lambda s: s["state"] == "FAULT")
+        for state in ("FAULT", "IDLE"):
+            if state == "IDLE":
+                assert rig.ask("clear", reason="put on again")["ok"]
+                rig.wait_for(lambda s: s["state"] == "IDLE")
+            thread, answers = prescribe(rig, token)
+            thread.join()
+            assert not answers[0]["ok"] and "[B" in answers[0]["reasons"][0], state
+        assert passed_on(rig) is None
+    finally:
+        rig.close()
 
 
 @pytest.mark.safety("G4")

@@ -174,3 +174,18 @@ def test_who_is_handed_on_to_the_next_guard_is_known_there_and_no_token_can_be_m
         assert not may(after, "trigger", known)
     with pytest.raises(NotAllowedError, match="no code is open"):
         after.pair("12345678", NOW)
+
+
+@pytest.mark.safety("B3", "G6")
+def test_who_proves_again_keeps_control_and_the_old_token_ends():
+    people = People()
+    old = paired(people, "clinician", "Ada")
+    people.take(old, NOW)
+    code = people.invite("clinician", "Ada", NOW + SECOND)
+    new, person = people.pair(code, NOW + SECOND, old)
+    assert person.proved_ns == NOW + SECOND and len(people.people) == 1
+    assert people.facts()["holder"] == "Ada (clinician, page)"
+    assert may(people, "arm", new, NOW + SECOND) and not may(people, "arm", old, NOW + SECOND)
+    code = people.invite("clinician", "Ben", NOW)  # at the same browser, but somebody else
+    ben, _ = people.pair(code, NOW, new)
+    assert len(people.people) == 2 and not may(people, "arm", ben)

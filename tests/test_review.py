@@ -22,7 +22,7 @@ TRAIN = (3.2, 25)  # its first pulse, and how many, at 50 Hz
 
 def record(parent):
     """Nine seconds: 8 uV of rest, two spasms 12 times as loud, one train in the first of them; cut at its end, as by a power loss."""
-    folder = parent / "2026-01-01T00-00-00Z_bed"
+    folder = parent / "2026-01-01T00-00-00Z_test"
     folder.mkdir()
     config = settings.load(ROOT / "config" / "demo.toml")
     loop, wire = Loop(config), Wire()
@@ -131,7 +131,9 @@ def test_a_recording_too_large_for_memory_is_refused_by_its_size(session, monkey
 def test_sessions_are_listed_newest_first_and_nothing_else(session, tmp_path):
     folder, _ = session
     (folder.parent / "no session").mkdir(exist_ok=True)
-    assert [row["name"] for row in review.sessions(folder.parent)] == [folder.name]
+    (folder.parent / "2026-01-01T00-00-00Z_other").mkdir(exist_ok=True)
+    (folder.parent / "2026-01-01T00-00-00Z_other" / "signals.xdf").touch()
+    assert [row["name"] for row in review.sessions(folder.parent, "test")] == [folder.name]
     assert review.sessions(tmp_path / "nowhere") == []
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
@@ -43,8 +44,11 @@ COOKIE = "calmloop"
 GUARD_S = 0.5  # how often guard is asked how things are
 TURN_S = 0.02  # how often the feed is read: twice what a screen can show
 MAX_WAITING = 200  # records that a slow reader may be behind; then it starts anew
-MAX_VIEWERS = 16  # G5
-MAX_CONNECTIONS = 48
+MAX_VIEWERS, MAX_STRANGERS = 16, 8  # G5: open pages, and those of them that over a network have not paired
+MAX_CONNECTIONS = 48  # from this machine, and as many from the network, which so cannot shut out the bedside
+MAX_FROM_ONE = 12  # address of the network
+AGAIN_S = 5.0  # how often guard is asked whether a token still is somebody's
+PAIR_S = 5.0  # between two codes from one address of the network
 MAX_BYTES = 4096  # of a word from a person
 HEADER_S = 5.0  # until a request is complete, or its connection is closed
 STOP_S, WORD_S = 1.0, 5.0
@@ -59,7 +63,9 @@ HEADERS = {
 VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take", "leave", "invite")
 
 #: what of the daemon's report anybody gets to see who comes over a network and has not paired
-HEALTH = ("state", "automatic", "reason", "written_ns")
+HEALTH = ("state", "automatic", "written_ns")
+#: and of guard's answers
+BRIEF = ("ok", "reasons", "state", "stop_confirmed", "token", "name", "role")
 
 #: what of guard's answer a page gets to see
 SHOWN = (
@@ -152,6 +158,8 @@ class Page:
     def __init__(self, ring: RingReader, door: str, origins: frozenset[str], files: Files, is_open: bool = True) -> None:
         self.ring, self.door, self.origins, self.files, self.is_open = ring, door, origins, files, is_open
         self.reader = Reader()
+        self.paired_s: dict[str, float] = {}  # when each address last tried a code
+        self.bed = Path(door).stem
         self.viewers: set[Viewer] = set()
         self.status: dict[str, Any] = {}
         self.guard: dict[str, Any] | None = None  # what it last said of itself; None = it was not asked
@@ -195,8 +203,10 @@ class Page:
         if guard and guard["state"] == status.get("state"):  # guard's reason is the state's, the report's that of the latest event
             status = status | {"reason": guard["reason"]}
         on = alarms.alarms(status, guard, guard is not None)
-        shown = self.status if sees else {key: self.status[key] for key in HEALTH if key in self.status}
-        return json.dumps({"status": shown, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
+        if not sees:  # nobody's words: a reason may name people
+            shown = {key: self.status[key] for key in HEALTH if key in self.status}
+            return json.dumps({"status": shown, "age_ms": age_ms, "alarms": [(alarm.level, alarm.name.replace("_", " ")) for alarm in on]})
+        return json.dumps({"status": self.status, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
 
     # --- people --------------------------------------------------------------------------------------------------------------
     async def say(self, command: dict[str, Any], token: str) -> dict[str, Any]:
@@ -206,6 +216,8 @@ class Page:
         if do == "trigger":
             command["issued_ns"] = monotonic_ns()  # a browser has no clock of ours; what waited before it got here was refused by the page
         command["token"] = token
+        if len(json.dumps(command)) > messages.MAX_COMMAND_BYTES:
+            return {"ok": False, "reasons": ["too long for one word"]}
         threads, timeout_s = (self.stops, STOP_S) if is_stop else (self.words, WORD_S)
         try:
             answer = await asyncio.get_running_loop().run_in_executor(threads, messages.ask, self.door, command, timeout_s)
@@ -214,9 +226,24 @@ class Page:
             return {"ok": False, "reasons": [f"{error}{by_hand}"]}
         return {key: answer[key] for key in SHOWN if key in answer}
 
+    def brief(self, answer: dict[str, Any], sees: bool = False) -> dict[str, Any]:
+        """What of guard's answer may go to somebody who has not paired."""
+        return answer if sees or self.is_open else {key: answer[key] for key in BRIEF if key in answer}
+
     async def index(self, request: Request) -> Response:
         """The page."""
         return FileResponse(STATIC / "index.html")
+
+    def too_soon(self, request: Request) -> bool:
+        """Whether somebody of the network guesses at codes: five wrong ones would end that of another."""
+        host, now_s = request.client.host if request.client else "", monotonic_ns() / 1e9
+        if is_here(host):
+            return False
+        self.paired_s = {one: at_s for one, at_s in self.paired_s.items() if now_s - at_s < PAIR_S}
+        if host in self.paired_s or len(self.paired_s) >= MAX_CONNECTIONS:
+            return True
+        self.paired_s[host] = now_s
+        return False
 
     async def static(self, request: Request) -> Response:
         """What the page is made of, by name: no path is ever put together from what a stranger says."""
@@ -235,14 +262,16 @@ class Page:
         return JSONResponse({"ok": fresh, "state": state}, 200 if fresh else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """For Prometheus."""
+        """For Prometheus on this machine."""
+        if not self.is_open and not is_here(request.client and request.client.host):
+            return PlainTextResponse("for this machine alone", 403)
         age_s = (monotonic_ns() - self.status["written_ns"]) / 1e9 if self.status else None
         told = metrics.text(self.status, age_s, messages.STATUS_STALE_NS / 1e9)
         return Response(told, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def stop(self, request: Request) -> Response:
         """STOP without a websocket: a plain form, a plain button."""
-        return JSONResponse(await self.say({"do": "stop"}, request.cookies.get(COOKIE, "")))
+        return JSONResponse(self.brief(await self.say({"do": "stop"}, request.cookies.get(COOKIE, ""))))
 
     async def pair(self, request: Request) -> Response:
         """Give a token for the code that the bedside shows; it lives in a cookie that no script can read."""
@@ -251,7 +280,9 @@ class Page:
             code = said["code"]
         except (ValueError, KeyError, TypeError):
             return JSONResponse({"ok": False, "reasons": ['pairing needs {"code": "..."}']}, 400)
-        answer = await self.say({"do": "pair", "code": code}, "")
+        if self.too_soon(request):
+            return JSONResponse({"ok": False, "reasons": [f"one code each {PAIR_S:g} s from one address"]}, 429)
+        answer = self.brief(await self.say({"do": "pair", "code": code}, request.cookies.get(COOKIE, "")))
         token = answer.pop("token", "")
         response = JSONResponse(answer, 200 if answer["ok"] else 403)
         if token:
@@ -263,7 +294,7 @@ class Page:
     async def may_read(self, request: Request) -> Response | None:
         """None = guard says that whoever asks may; else what it says instead."""
         answer = await self.say({"do": "read"}, request.cookies.get(COOKIE, ""))
-        return None if answer["ok"] else JSONResponse(answer, 403)
+        return None if answer["ok"] else JSONResponse(self.brief(answer), 403)
 
     async def prescription(self, request: Request) -> Response:
         """The form, and the versions before; where changes are sent along, what would come of them: nothing is changed here."""
@@ -271,37 +302,48 @@ class Page:
             return refused
         if self.files.settings is None:
             return JSONResponse({"ok": False, "reasons": ["this bed has no settings to show"]}, 404)
+        changes = None
+        if request.method == "POST":
+            try:
+                changes = json.loads(await body(request)) or {}
+            except (ValueError, RecursionError):
+                return JSONResponse({"ok": False, "reasons": ['changes are {"prescription": {...}, "trains.NAME": {...}}']}, 400)
         try:
-            text = self.files.settings.read_text()
-            problems: list[str] = []
-            config = settings.parse(text)
-            if request.method == "POST":
-                try:
-                    _, config = prescribing.changed(text, json.loads(await body(request)), {}, "this")
-                except settings.SettingsError as error:
-                    problems = list(error.problems)
-                except ValueError:
-                    return JSONResponse({"ok": False, "reasons": ['changes are {"prescription": {...}, "trains.NAME": {...}}']}, 400)
-        except (OSError, settings.SettingsError) as error:
-            return JSONResponse({"ok": False, "reasons": [str(error)]}, 500)
+            return JSONResponse(await run_in_threadpool(self._form, self.files.settings, changes))
+        except (OSError, settings.SettingsError, OverflowError, RecursionError) as error:
+            return JSONResponse({"ok": False, "reasons": [str(error)]}, 400)
+
+    def _form(self, path: Path, changes: Any) -> dict[str, Any]:
+        """The form of what is in force and the versions before, or of what changes would make of it."""
+        text, problems = path.read_text(), []
+        config = settings.parse(text)
+        if changes is not None:
+            try:
+                _, config = prescribing.changed(text, changes, {}, "this")
+            except settings.SettingsError as error:
+                problems = list(error.problems)
         told = prescribing.form(config) | {"ok": not problems, "reasons": problems}
-        if request.method == "GET" and self.files.versions:
+        if changes is None and self.files.versions:
             told["versions"] = prescribing.versions(self.files.versions)
-        return JSONResponse(told)
+        return told
 
     async def montage(self, request: Request) -> Response:
         """Where the pads go, drawn."""
         name, side = request.path_params["name"], request.query_params.get("side", "right")
-        known = prescribing.known_montages()
+        if refused := await self.may_read(request):
+            return refused
+        known = await run_in_threadpool(prescribing.known_montages)
         if name not in known or side not in get_args(montages.Side):
             return PlainTextResponse("not here", 404)
-        return Response(montages.svg(name, known[name], cast("montages.Side", side)), media_type="image/svg+xml")
+        return Response(await run_in_threadpool(montages.svg, name, known[name], cast("montages.Side", side)), media_type="image/svg+xml")
 
     async def sessions(self, request: Request) -> Response:
         """All sessions of this bed's folder."""
         if refused := await self.may_read(request):
             return refused
-        return JSONResponse({"ok": True, "sessions": review.sessions(self.files.sessions) if self.files.sessions else []})
+        return JSONResponse(
+            {"ok": True, "sessions": await run_in_threadpool(review.sessions, self.files.sessions, self.bed) if self.files.sessions else []}
+        )
 
     async def session(self, request: Request) -> Response:
         """What happened in a session, or a part of its signals as records of columns."""
@@ -309,7 +351,7 @@ class Page:
             return refused
         name, query = request.path_params["name"], request.query_params
         folder = self.files.sessions
-        if folder is None or name not in (row["name"] for row in review.sessions(folder)):
+        if folder is None or name not in (row["name"] for row in await run_in_threadpool(review.sessions, folder, self.bed)):
             return JSONResponse({"ok": False, "reasons": ["there is no such session"]}, 404)
         question: dict[str, Any] = {"folder": str(folder / name)}
         if "n" in query:
@@ -329,19 +371,33 @@ class Page:
             return
         await web.accept()
         token = web.cookies.get(COOKIE, "")
-        viewer = Viewer(self.is_open or bool((await self.say({"do": "status"}, token)).get("you")))
+        viewer = Viewer(await self.sees(token))
+        if len(self.viewers) >= MAX_VIEWERS or (not viewer.sees and sum(not one.sees for one in self.viewers) >= MAX_STRANGERS):
+            await web.close(1013, "too many pages are open already")
+            return
         self.viewers.add(viewer)
         viewer.tell(self.status_text(viewer.sees))
         sender = asyncio.create_task(self._send(web, viewer))
         listener = asyncio.create_task(self._hear(web, viewer, token))
+        asker = asyncio.create_task(self._ask_again(viewer, token))
         try:
             await asyncio.wait((sender, listener), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.viewers.discard(viewer)
-            for task in (sender, listener):
+            for task in (sender, listener, asker):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect, RuntimeError):
                     await task
+
+    async def sees(self, token: str) -> bool:
+        """Whether whoever has this token sees more than state and alarms."""
+        return self.is_open or bool((await self.say({"do": "status"}, token)).get("you"))
+
+    async def _ask_again(self, viewer: Viewer, token: str) -> None:
+        """A token ends: by its age, by a leaving elsewhere, with its guard."""
+        while True:
+            await asyncio.sleep(AGAIN_S)
+            viewer.sees = await self.sees(token)
 
     async def _send(self, web: WebSocket, viewer: Viewer) -> None:
         while True:
@@ -355,9 +411,7 @@ class Page:
         under_way: set[asyncio.Task[None]] = set()
 
         async def answer(command: dict[str, Any], number: Any) -> None:
-            told = await self.say(command, token)
-            if not viewer.sees:  # a stop's answer, and what is refused
-                told = {key: told[key] for key in ("ok", "reasons", "state", "stop_confirmed") if key in told}
+            told = self.brief(await self.say(command, token), viewer.sees)
             if command["do"] == "leave" and told["ok"]:
                 viewer.sees = self.is_open
             viewer.tell(json.dumps({"answer": told, "nr": number}))
@@ -384,11 +438,20 @@ class Page:
 async def body(request: Request) -> bytes:
     """What was sent, if it is short. Raises ValueError."""
     data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BYTES:
-            raise ValueError("too long")
+    try:
+        async with asyncio.timeout(HEADER_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise ValueError("too long")
+    except TimeoutError:
+        raise ValueError("too slow") from None
     return data
+
+
+def is_here(host: str | None) -> bool:
+    """Whether an address is this machine's own."""
+    return host == network.LOOPBACK
 
 
 class OursAlone:
@@ -425,22 +488,39 @@ class OursAlone:
 
 
 class Impatient(H11Protocol):
-    """Close connections that open and say nothing, and those beyond the first few dozen: uvicorn has no deadline for a header."""
+    """Close connections that say nothing or only half, and those beyond the first few dozen: uvicorn has no deadline for a header."""
 
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Count, and set the deadline."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        mine, hosts = host_of(transport), [host_of(one.transport) for one in self.connections if one.transport]
+        alike = sum(is_here(host) == is_here(mine) for host in hosts)
+        if alike > MAX_CONNECTIONS or (not is_here(mine) and hosts.count(mine) > MAX_FROM_ONE):
             transport.abort()
             return
-        self.deadline = self.loop.call_later(HEADER_S, self._too_late)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Half a header after a whole request is half a header too."""
+        super().data_received(data)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._waits and not self.deadline:
+            self.deadline = self.loop.call_later(HEADER_S, self._too_late)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a request is not there yet, or not as a whole."""
+        cycle: Any = self.cycle
+        return cycle is None or cycle.response_complete
 
     def _too_late(self) -> None:
         transport: Any = self.transport
-        cycle: Any = self.cycle
-        if cycle is None and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
+        self.deadline = None
+        if self._waits and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -448,6 +528,12 @@ class Impatient(H11Protocol):
         if self.deadline:
             self.deadline.cancel()
         super().connection_lost(exc)
+
+
+def host_of(transport: Any) -> str:
+    """Address at the other end."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
 
 def application(page: Page) -> ASGIApp:
@@ -517,7 +603,7 @@ def main() -> int:
         ws_max_size=MAX_BYTES,
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=2 * MAX_CONNECTIONS,
         timeout_keep_alive=5,
         log_level="error",
         access_log=False,

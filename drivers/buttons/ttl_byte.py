@@ -16,6 +16,7 @@ from drivers.stimulators.serial_device import Line, open_port
 
 BAUD = 115200  # what USB trigger boxes and microcontrollers are made for; those with USB of their own mind no rate
 MAX_BYTES = 256
+SETTLE_S = 2.0  # a microcontroller that opening its port has reset says who it is (Arduino: within 2 s)
 
 
 def mask_of(key: str) -> int:
@@ -46,10 +47,15 @@ class TtlByte:
         self._edges: list[Edge] = []
 
     def open(self) -> bool:
-        """Open the port; a box that has said nothing yet counts as not pressed."""
+        """Open the port; what comes in the first moments is a box that starts up, and no press. One that says nothing is not pressed."""
         self.close()
         self._fd, _ = open_port(self.port, Line(BAUD))
         self._closed, self._edges = False, []
+        end_s = time.monotonic() + SETTLE_S
+        while (left_s := end_s - time.monotonic()) > 0:
+            if select.select([self._fd], [], [], left_s)[0]:
+                self._hear()
+        self._edges.clear()
         return self._closed
 
     def wait(self, timeout_s: float) -> Edge | None:

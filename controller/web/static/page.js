@@ -115,13 +115,15 @@ $("leave").addEventListener("click", async () => { await act({ do: "leave" }, "Y
 function know(you) {
   document.body.dataset.role = you ? you.role : "";
   $("you").textContent = you ? `You are ${you.name}, ${you.role}.` : "You have not paired: you can read, and stop.";
-  $("pair-form").hidden = Boolean(you);
+  $("pair-form").hidden = Boolean(you) && you.role !== "clinician";
+  set("pair-why", you ? "To arm or prescribe more than 5 minutes after pairing, prove again who you are: a new code" : "Code");
   $("leave").hidden = !you;
   if (!you || !READERS.includes(you.role)) look("live");
 }
 
 // --- what is looked at: the signals now, the prescription, sessions of before; state, alarms and STOP stay -----------------------------
-const READERS = ["viewer", "clinician"], opened = {};
+const READERS = ["viewer", "clinician"], opened = {};   // what each view does when it is opened; and what a new session means to them
+let inSession = "";
 function look(view) {
   document.body.dataset.view = view;
   for (const button of $("views").children) button.ariaPressed = String(button.dataset.view === view);
@@ -137,7 +139,7 @@ function known() { return bed.status && bed.ageMs + performance.now() - bed.hear
 
 function show() {
   const fresh = known(), s = bed.status, g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null;
-  const state = fresh ? s.state : "unknown", why = g && fresh && g.state === s.state ? g.reason : fresh ? s.reason : "";  // of the state; the report's is of whatever came last
+  const state = fresh ? s.state : "unknown", why = g && fresh && g.state === s.state ? g.reason : fresh ? s.reason || "" : "";  // of the state; the report's is of whatever came last
   document.body.dataset.state = state;
   set("state", fresh ? state + (s.automatic ? " automatic" : "") : "unknown");
   set("reason", fresh ? why : "nothing was heard from the bed for more than a second");
@@ -162,7 +164,7 @@ function show() {
     ["trains", `${s.trains}, ${s.pulses} pulses, ${s.refusals} refused`],
     ["session", s.session.split("/").pop()],
   ]);
-  rx.sessionIs(s.session);
+  if (inSession !== s.session && opened.session) opened.session(s.session);
   set("holder", g ? (g.holder ? `${g.holder} holds control.` : "Nobody holds control.") : "");
   set("signals", Object.entries(s.rules).map(([name, r]) => `${name}: ${r.active ? "SPASM" : "at rest"}${r.veto ? `, held back: ${r.veto}` : ""}${r.quality === "ok" ? "" : `, ${r.quality}`}`).join("; "));
 }

@@ -116,8 +116,7 @@ $("rx-form").addEventListener("submit", async (event) => {
   $("rx-reason").value = "";
   rx.form = null; rx.controls.clear();
 });
-let inSession = "";
-rx.sessionIs = (name) => {                        // another session: another prescription may be in force
+opened.session = (name) => {                        // another session: another prescription may be in force
   if (inSession && name !== inSession && document.body.dataset.view === "prescription") {
     if (rx.form && Object.keys(changes()).length) told("A new session has begun: what you write may change an older prescription than the one in force.");
     else { rx.form = null; opened.prescription(); }

@@ -62,7 +62,10 @@ async function drawPart() {
   }
   const colour = colours(), { ratio, w, h, rowHeight } = clean(pastCanvas, pastPen, list.length, colour), x = (s) => ((s - from) / (to - from)) * w;
   const hushed = new Uint8Array(n);
-  for (const train of of.trains) for (let i = Math.floor(((train.at_s - 0.02 - from) / (to - from)) * n); i <= ((train.at_s + train.length_s + 0.05 - from) / (to - from)) * n; i++) if (i >= 0 && i < n) hushed[i] = 1;
+  for (const train of of.trains) {
+    const first = Math.max(0, Math.floor(((train.at_s - 0.02 - from) / (to - from)) * n)), last = Math.min(n - 1, ((train.at_s + train.length_s + 0.05 - from) / (to - from)) * n);
+    for (let i = first; i <= last; i++) hushed[i] = 1;
+  }
   list.forEach((trace, i) => {
     trace.scale = scaleOf(trace, n, hushed);
     const row = rowOf(pastPen, trace, i * rowHeight, rowHeight, w, colour, n);
