@@ -415,7 +415,7 @@ def test_a_port_without_lines_is_named():
         serial_line.SerialLine(os.ttyname(theirs), "cts").open()
     os.close(ours)
     os.close(theirs)
-    with pytest.raises(DeviceNotFoundError, match="begins with hid:, serial:, lsl:"):
+    with pytest.raises(DeviceNotFoundError, match="begins with hid:, serial:, byte:, lsl:"):
         buttons.load("usb:/dev/x")
 
 
