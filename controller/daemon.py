@@ -51,6 +51,7 @@ RESTART_S = 0.5
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+ANSWERED_S = 0.2  # whoever prescribed has guard's answer by then, before page and guard end
 ROOM_AGAIN = 1.05  # of what is needed, before arming is allowed again
 RATE_S, ROOM_S = 10.0, 2 * 3600.0  # F5: after so long the rate of recording is known, and there must be room for so much more
 MAX_PROBLEMS = 20  # of a prescription, that are told
@@ -330,6 +331,7 @@ class Daemon:
         """Stop output, end the children, close the files."""
         if self.next and not self.process.told_to_end:
             self.notify.alive()  # what is left to do gets a whole watchdog time
+            time.sleep(ANSWERED_S)
         else:
             self.notify.stopping(self.ending)
         if self.link:

@@ -146,8 +146,13 @@ function show() {
   document.title = `${state} - calmloop`;
   $("trigger").ariaDisabled = String(state !== "ARMED" && state !== "STIMULATING");
   alarms(fresh);
-  if (!fresh) { rows("health", [["bed", "unknown"]]); return; }
-  if (!s.dose) { rows("health", [["more", "pair to see it"]]); return; }   // over a network, and not paired
+  if (!fresh || !s.dose) {                        // not heard, or over a network and not paired: nothing old stands for how it is
+    rows("health", [fresh ? ["more", "pair to see it"] : ["bed", "unknown"]]);
+    rows("dose", [["dose", fresh ? "pair to see it" : "unknown"]]);
+    set("signals", ""); set("holder", "");
+    if (fresh) forget();
+    return;
+  }
   const given = s.dose.session || {}, day = s.dose.day || {};
   rows("dose", [
     ["this session", `${fix(given.on_time_s, 1)} s, ${given.pulses ?? "?"} pulses, ${fix(given.charge_mc, 2)} mC`],
@@ -229,6 +234,11 @@ function lay(what) {
   hushed = new Uint8Array(n);
   traces.clear();
   for (const trace of traceList(what, n)) traces.set(`${trace.kind}/${trace.i}`, trace);
+}
+function forget() {                              // the signals of somebody who has paired are not for who comes after
+  if (!scene) return;
+  scene = null; picture = null; marks = []; traces.clear();
+  canvas.width = canvas.height = 1;
 }
 function columns(data) {
   if (!scene) return;
