@@ -74,8 +74,9 @@ def test_the_demo_hears_and_answers_every_spasm(demo_result):
     described = r["described"]["soleus EMG"]  # what the muscle did before it was armed is among it
     assert len(described) >= r["spasms"]["n"]
     assert all(spasm["parts"] >= 1 and 0.0 < spasm["seen"] <= 1.0 for spasm in described)
-    gaps_s = [b["onset_s"] - a["onset_s"] for a, b in pairwise(r["described"]["soleus EMG"])]
-    assert gaps_s == pytest.approx([b["onset_s"] - a["onset_s"] for a, b in pairwise(r["events"])], abs=0.03)
+    seen_s, events_s = [spasm["onset_s"] for spasm in described], [event["onset_s"] for event in r["events"]]
+    apart_s = [{round(one_s - event_s, 3) for one_s in seen_s} for event_s in events_s]  # one of them is what the two clocks are apart
+    assert any(all(min(abs(other_s - clock_s) for other_s in row) <= 0.03 for row in apart_s) for clock_s in apart_s[0])
 
 
 def test_the_demo_on_a_slow_stimulator(tmp_path):
