@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 BED, BUTTON = "ward-day", "calmloop ward day button"
 ALARM_S, UNKNOWN_S, AGREE_S = 1.0, 1.5, 0.25
+IN_FORCE = "In force"
 PORT_S, STALL_S = 30.0, 0.1
 #: seconds of spasms in each part of the day, and of rest between the parts; as a whole and for a quick look
 DAY = {"morning": 100.0, "noon": 60.0, "afternoon": 40.0, "evening": 40.0, "night": 70.0, "rest": 75.0}
@@ -266,7 +267,7 @@ class Day:
         self.ada.locator("#holder", has_text="Ben").wait_for()
         self.check(True, "the first sees the hand-over")
         self.fill(ben, "look_ms", "110")
-        self.put(ben, "a longer look", "In force")
+        self.put(ben, "a longer look", IN_FORCE)
         ben.locator("#version", has_text="version 2").wait_for(timeout=20_000)
         self.ada.locator("body[data-state=IDLE]").wait_for(timeout=20_000)
         self.ada.locator("#take").click()
@@ -292,9 +293,12 @@ class Day:
 
     def put(self, page: Page, why: str, answer: str) -> None:
         """Put the change into force."""
+        before = (self.daemon.status() or {}).get("session")
         page.locator("#rx-reason").fill(why)
         page.locator("#rx-put").click()
         page.locator("#told", has_text=answer).wait_for(timeout=10_000)
+        if answer == IN_FORCE:  # what the old session reports of itself is not the new one's
+            self.until(lambda: (self.daemon.status() or {}).get("session", before) != before, 20.0, "new session")
 
     def unplugged(self) -> None:
         """The stimulator's cable comes out in the middle of a train, and goes in again."""
@@ -356,7 +360,7 @@ class Day:
         messages.ask(BED, {"do": "disarm", "who": "bench"})
         self.prove(self.ada, "Ada")
         self.fill(self.ada, "arming_expires_min", "1")
-        self.put(self.ada, "nobody is here at night", "In force")
+        self.put(self.ada, "nobody is here at night", IN_FORCE)
         self.until(self._hears, demo.READY_S, "bed that hears")
         self.ada.locator("body[data-state=IDLE]").wait_for(timeout=20_000)
         self.ada.locator("#views button[data-view=live]").click()

@@ -46,13 +46,24 @@ def checks(config_path: str | None) -> list[dict[str, Any]]:
     except Exception as error:
         mend = "no liblsl in this platform's pylsl wheel: install liblsl and set PYLSL_LIB to its path"
         row("liblsl", False, f"{type(error).__name__}: {error}", mend)
+    compiles = _compiled_code(row)
     _realtime(row)
     cpus = os.cpu_count() or 1
     row("CPUs", cpus >= 2, str(cpus), "loop and guard want two", needed=False)
     rows += install.missing(messages.user(), config=config_path or "CONFIG")
     if config_path:
-        _bed(row, config_path)
+        _bed(row, config_path, compiles)
     return rows
+
+
+def _compiled_code(row: Any) -> bool:
+    """Where the loop's compiled code is kept: without such a place there is no loop."""
+    folder = Path(os.environ["NUMBA_CACHE_DIR"])
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    good = os.access(nearest, os.W_OK)
+    mend = "name a folder that this user may write to: CALMLOOP_CACHE_DIR=FOLDER"
+    row(f"compiled code in {folder.parent}", good, "writable" if good else f"{nearest} may not be written by this user", mend)
+    return good
 
 
 def _realtime(row: Any) -> None:
@@ -72,7 +83,7 @@ def _realtime(row: Any) -> None:
         row("real-time " + what, text.startswith("got"), text, mend, needed=False)
 
 
-def _bed(row: Any, config_path: str) -> None:
+def _bed(row: Any, config_path: str, compiles: bool) -> None:
     from controller import fits, settings
 
     try:
@@ -96,6 +107,9 @@ def _bed(row: Any, config_path: str) -> None:
         "writable" if os.access(nearest, os.W_OK) else "not writable",
         "choose another",
     )
+    if not compiles:
+        row("[emg] and [force] streams", False, "cannot be looked for without a place for compiled code", "see above")
+        return
     from drivers.base import DriverError
     from drivers.sources import lsl
 

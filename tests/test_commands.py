@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from controller import __main__ as cli
-from controller import audit, messages
+from controller import audit, doctor, messages
 from controller.doctor import _listed
 from controller.journal import Journal, default_path
 from tests.rig import GuardRig
@@ -362,6 +362,17 @@ def test_doctor_names_processors_that_this_machine_does_not_have(cpus, missing, 
 def test_the_kernels_list_of_processors_is_read():
     assert _listed("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}
     assert _listed("0\n") == {0}
+
+
+def test_doctor_names_the_place_for_compiled_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "a" / "compiled-1"))
+    rows = []
+    row = lambda what, ok, fact, mend="", needed=True: rows.append((what, ok, fact, mend))  # noqa: E731
+    assert doctor._compiled_code(row)
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)  # as for a user without a home
+    assert not doctor._compiled_code(row)
+    assert rows[0][1] and not rows[1][1]
+    assert str(tmp_path) in rows[1][2] and "CALMLOOP_CACHE_DIR" in rows[1][3]
 
 
 def test_doctor_names_what_is_missing():
