@@ -33,7 +33,7 @@ def checks(config_path: str | None) -> list[dict[str, Any]]:
     version = sys.version_info[:3]
     row("Python", (3, 11) <= version[:2] < (3, 15), platform.python_version(), "install Python 3.11 to 3.14")
     row("Linux", sys.platform == "linux", platform.platform(), "calmloop runs on Linux alone", needed=True)
-    for name in ("numpy", "scipy", "numba", "pydantic", "pyxdf", "h5py", "serial"):
+    for name in ("numpy", "scipy", "numba", "pydantic", "pyxdf", "h5py", "serial", "starlette", "uvicorn", "websockets"):
         try:
             module = __import__(name)
             row(name, True, str(getattr(module, "__version__", "present")))
@@ -47,6 +47,7 @@ def checks(config_path: str | None) -> list[dict[str, Any]]:
         mend = "no liblsl in this platform's pylsl wheel: install liblsl and set PYLSL_LIB to its path"
         row("liblsl", False, f"{type(error).__name__}: {error}", mend)
     compiles = _compiled_code(row)
+    _state_folder(row)
     _realtime(row)
     cpus = os.cpu_count() or 1
     row("CPUs", cpus >= 2, str(cpus), "loop and guard want two", needed=False)
@@ -81,6 +82,19 @@ def _realtime(row: Any) -> None:
     for what, text in got.items():
         mend = mends.get(what, "none is needed: pulses may be a little later now and then")
         row("real-time " + what, text.startswith("got"), text, mend, needed=False)
+
+
+def _state_folder(row: Any) -> None:
+    """Where the audit's key and the dose journals are: without it no bed starts."""
+    from controller import audit
+
+    what, mend = "state folder (dose journals, the audit's key)", "name one that this user may write to: CALMLOOP_STATE_DIR=FOLDER"
+    try:
+        folder = audit.state_folder()
+        good = os.access(folder, os.W_OK)
+        row(what, good, f"{folder}{'' if good else ' may not be written by this user'}", mend)
+    except (audit.AuditError, OSError) as error:
+        row(what, False, str(error), mend)
 
 
 def _bed(row: Any, config_path: str, compiles: bool) -> None:
