@@ -99,7 +99,7 @@ class Day:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        base = demo.pointed_at(settings.load(demo.default_config("demo.toml")), str(folder / "port"), source)
+        base = demo.pointed_at(settings.load(settings.default_config("demo.toml")), str(folder / "port"), source)
         changes = {
             "session": base.session.model_copy(update={"folder": str(folder / "sessions")}),
             "page": base.page.model_copy(update={"port": self.port}),

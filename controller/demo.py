@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -45,12 +44,6 @@ END_S = 15.0
 
 class DemoError(Exception):
     """Something that the demo needs ended or never came up."""
-
-
-def default_config(name: str) -> Path:
-    """A file of `config/`: of the checkout, or of the installed package."""
-    checkout = Path(__file__).resolve().parents[1] / "config" / name
-    return checkout if checkout.is_file() else Path(str(files("controller") / "_config" / name))
 
 
 def say(text: str) -> None:
@@ -349,7 +342,7 @@ def command(args: argparse.Namespace) -> int:
         say(wrong)
         return 2
     try:
-        config = settings.load(args.config or default_config("demo.toml"))
+        config = settings.load(args.config or settings.default_config("demo.toml"))
         if args.sessions:
             folder = config.session.model_copy(update={"folder": args.sessions})
             config = settings.parse(config.model_copy(update={"session": folder}).to_toml(), "demo")

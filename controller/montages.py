@@ -20,7 +20,7 @@ from xml.sax.saxutils import escape
 from pydantic import Field, ValidationError, model_validator
 
 from controller import limits
-from controller.settings import Table, Text, Train
+from controller.settings import Table, Text, Train, default_config
 
 if TYPE_CHECKING:
     import argparse
@@ -419,8 +419,6 @@ def svg(name: str, m: Montage, side: Side = "right") -> str:
 # --- command ----------------------------------------------------------------------------------------------------------------------
 def command(args: argparse.Namespace) -> int:
     """`calmloop montage [NAME] [--svg FILE] [--side SIDE] [--json]`; 0 = shown, 2 = an unknown name, or a file that cannot be used."""
-    from controller.demo import default_config
-
     try:
         book = load(default_config("montages.toml"))
         if args.name is None and args.svg:

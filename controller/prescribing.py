@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 from annotated_types import Ge, Le
 
 from controller import montages, settings, toml_lines
-from controller.demo import default_config
 from controller.settings import DEVICES, Prescription, Settings, SettingsError, Train
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def _limits(config: Settings, values: settings.Table, key: str, field: FieldInfo
 @lru_cache(maxsize=1)
 def known_montages() -> Mapping[str, montages.Montage]:
     """All montages by name."""
-    return montages.load(default_config("montages.toml")).montages
+    return montages.load(settings.default_config("montages.toml")).montages
 
 
 # --- a change ---------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from controller import recording
+from controller.settings import EmgRule, ForceRule
 from controller.web.feed import EMG, EVIDENCE, FORCE, HEAD
 from drivers.base import FileFormatError
 
@@ -126,17 +127,14 @@ def _spasm(session: Session, note: dict[str, Any], zero_s: float) -> dict[str, A
     return facts | times | {"pulses": len(mine_s), "rms": loud}
 
 
-def _rms(session: Session, rule: Any, from_s: float, to_s: float) -> float | None:
+def _rms(session: Session, rule: EmgRule | ForceRule | None, from_s: float, to_s: float) -> float | None:
     """Root mean square about the mean of a rule's channels in a part of the session; None = nothing is there."""
     config = session.config
-    stream, channels, names = (
-        ("EMG", config.emg.channels if config.emg else (), rule.channels)
-        if hasattr(rule, "channels")
-        else ("force", config.force.channels if config.force else (), (rule.channel,))
-        if rule is not None
-        else ("", (), ())
-    )
-    if stream not in session.streams:
+    if isinstance(rule, EmgRule) and config.emg:
+        stream, channels, names = "EMG", config.emg.channels, rule.channels
+    elif isinstance(rule, ForceRule) and config.force:
+        stream, channels, names = "force", config.force.channels, (rule.channel,)
+    else:
         return None
     s = session.streams[stream]
     a, b = np.searchsorted(s.stamps_s, (from_s, to_s))

@@ -17,6 +17,7 @@ import stat
 import tomllib
 from collections import Counter
 from difflib import get_close_matches
+from importlib.resources import files
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -450,6 +451,12 @@ class Settings(Table):
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------------
+def default_config(name: str) -> Path:
+    """A file of `config/`: of the checkout, or of the installed package."""
+    checkout = Path(__file__).resolve().parents[1] / "config" / name
+    return checkout if checkout.is_file() else Path(str(files("controller") / "_config" / name))
+
+
 def load(path: str | Path) -> Settings:
     """Read a settings file.
 

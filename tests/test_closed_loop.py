@@ -209,7 +209,7 @@ class Ward:
     def __init__(self, folder):
         self.folder, self.log = folder, folder / "stimulator.jsonl"
         self.bench = demo.body(folder, SEED, SOURCE_ID, "--wait")
-        config = settings.load(demo.default_config("demo.toml"))
+        config = settings.load(settings.default_config("demo.toml"))
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
         self.config = settings.parse(config.model_copy(update={"session": session}).to_toml())
         self.errors = (folder / "daemon.log").open("a+")
@@ -288,7 +288,7 @@ def remembers(ward):
     facts = dose.summary(look(ward.folder / "dose.sqlite")[0], clock_now())
     pulses = ward.pulses()
     charge_mc = sum(p["current_ua"] * p["phase_width_us"] for p in pulses) * 1e-9
-    worst = dose.worst_train(settings.guard_view(settings.load(demo.default_config("demo.toml"))))
+    worst = dose.worst_train(settings.guard_view(settings.load(settings.default_config("demo.toml"))))
     more, dropped = facts["assumed_trains"], 5  # with a stop the box drops what waits in it; that counts all the same (E1)
     assert len(pulses) <= facts["day"]["pulses"] <= len(pulses) + dropped + more * worst.pulses
     assert charge_mc - 1e-3 <= facts["day"]["charge_mc"] <= charge_mc + dropped * 10e-3 + more * worst.charge_nc * 1e-6 + 1e-3
@@ -405,7 +405,7 @@ def first_onset_after_go_s(seed):
 
 def too_old(event, now_ns, slack_ns=0):
     """Whether a request, or the sample behind it, is older than may stimulate."""
-    max_sample_age_ns = settings.load(demo.default_config("demo.toml")).realtime.max_sample_age_ms * 1e6
+    max_sample_age_ns = settings.load(settings.default_config("demo.toml")).realtime.max_sample_age_ms * 1e6
     return now_ns - event["sample_ns"] > max_sample_age_ns + slack_ns or now_ns - event["issued_ns"] > MAX_TRIGGER_AGE_NS + slack_ns
 
 
@@ -430,7 +430,7 @@ def alive(pid):
 
 
 def test_missing_streams_are_named_before_anything_starts(tmp_path):
-    config = settings.load(demo.default_config("demo.toml")).to_toml().replace("calmloop body", "no such")
+    config = settings.load(settings.default_config("demo.toml")).to_toml().replace("calmloop body", "no such")
     path = tmp_path / "bed.toml"
     path.write_text(config.replace('folder = "sessions"', f'folder = "{tmp_path}"'))
     answer = calmloop("run", str(path))

@@ -367,7 +367,10 @@ def test_the_kernels_list_of_processors_is_read():
 def test_doctor_names_the_place_for_compiled_code(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "a" / "compiled-1"))
     rows = []
-    row = lambda what, ok, fact, mend="", needed=True: rows.append((what, ok, fact, mend))  # noqa: E731
+
+    def row(what, ok, fact, mend="", needed=True):
+        rows.append((what, ok, fact, mend))
+
     assert doctor._compiled_code(row)
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)  # as for a user without a home
     assert not doctor._compiled_code(row)

@@ -506,9 +506,9 @@ def test_it_says_no_more_than_it_knows(connect):
 def test_a_prescription_for_it_says_that_it_is_experimental():
     from controller import demo
 
-    config = demo.with_stimulator(prescriptions.load(demo.default_config("demo.toml")), "motimove")
+    config = demo.with_stimulator(prescriptions.load(prescriptions.default_config("demo.toml")), "motimove")
     assert sum("experimental" in note for note in prescriptions.summary(config)["notes"]) == 1
-    other = demo.with_stimulator(prescriptions.load(demo.default_config("demo.toml")), "p24")
+    other = demo.with_stimulator(prescriptions.load(prescriptions.default_config("demo.toml")), "p24")
     assert not any("experimental" in note for note in prescriptions.summary(other)["notes"])
 
 

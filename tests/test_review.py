@@ -142,8 +142,11 @@ def test_a_session_of_an_earlier_version_is_reviewed_and_not_replayed(tmp_path, 
     with monkeypatch.context() as earlier:
         channels, cycles = recording.detection_channels, recording.Recorder.cycles
         earlier.setattr(recording, "detection_channels", lambda config: tuple(row for row in channels(config) if ": veto" not in row[0]))
-        less = lambda new: [replace(c, detections=c.detections[:, :-1]) for c in new]  # noqa: E731
-        earlier.setattr(recording.Recorder, "cycles", lambda self, new: cycles(self, less(new)))
+
+        def less(self, new):
+            cycles(self, [replace(c, detections=c.detections[:, :-1]) for c in new])
+
+        earlier.setattr(recording.Recorder, "cycles", less)
         folder, _ = record(tmp_path)
     session = review.load(folder)
     assert session.older == ("soleus EMG: veto", "plantarflexion torque: veto")

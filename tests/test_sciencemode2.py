@@ -1124,7 +1124,7 @@ def test_unplugged_at_any_byte_of_an_answer(n_bytes):
 # --- guard ------------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def guarded(folder, *twin_options):
-    config = demo.with_stimulator(calm_settings.load(demo.default_config("demo.toml")), NAME)
+    config = demo.with_stimulator(calm_settings.load(calm_settings.default_config("demo.toml")), NAME)
     rig = GuardRig(folder, NAME, *twin_options, config=config)
     try:
         yield rig

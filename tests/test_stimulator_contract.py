@@ -30,7 +30,7 @@ UNKNOWABLE = ("ttl-byte", "ttl-line")  # boxes that never say a word: nobody can
 
 
 def config_of(name):
-    return demo.with_stimulator(settings.load(demo.default_config("demo.toml")), name)
+    return demo.with_stimulator(settings.load(settings.default_config("demo.toml")), name)
 
 
 def options_of(name):
