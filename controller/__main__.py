@@ -125,6 +125,15 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(run=run_audit_verify)
 
+    text = "prove that a session holds all that went in: samples, cycles, gaps, CRCs, audit (exit code 0: whole, 1: not, 2: cannot be told)"
+    verify_session = add("verify", run_keeping, text)
+    verify_session.set_defaults(recover=False)
+    text = "cut a session that was torn back to its last whole chunk, which any reader opens; what is cut off is put aside"
+    recover = add("recover", run_keeping, text)
+    recover.set_defaults(recover=True)
+    for one in (verify_session, recover):
+        one.add_argument("sessions", nargs="+", type=Path, metavar="SESSION", help="folder of a session")
+
     replay = add("replay", run_replay, "recorded inputs through the very same steps: sessions are compared, other files give detections")
     replay.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings (NPZ, CSV, MAT, OpenSignals H5)")
     add_file_options(replay)
@@ -632,6 +641,13 @@ def run_audit_verify(args: argparse.Namespace) -> int:
     show(args, facts, text)
     # without an end nothing was found wrong, and nobody can say that nothing is missing: neither 0 nor 1 would be true
     return SHORT if bad else GOOD if ended else WRONG
+
+
+def run_keeping(args: argparse.Namespace) -> int:
+    """Whether sessions are whole, and the repair of torn ones."""
+    from controller import keeping
+
+    return keeping.command(args)
 
 
 def run_replay(args: argparse.Namespace) -> int:

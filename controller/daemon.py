@@ -44,6 +44,7 @@ LINK_BYTES = 1 << 20  # the dose of a day goes to guard as one message
 TURN_S = 0.01
 STATUS_S = 0.25
 MARK_S = 1.0
+SLOW_DISK_S = 1.0  # what is older than this is not on the disk yet: people are told
 LATENCY_S = 60.0
 END_S = 3.0  # what guard and loop get to end by themselves
 MAX_RESTARTS_A_MINUTE = 5
@@ -214,6 +215,7 @@ class Daemon:
         self.guard_answers = False  # the first has passed its own test and serves
         self.exit_code = 0
         self.status_problem = ""  # what was told of it last
+        self.slow_disk = False
         self.drained = True  # every row of guard that was read is on the disk
         self.ending = ""
         self.started = time.monotonic()
@@ -316,12 +318,22 @@ class Daemon:
             self.note("disk", why_not_arm=why)
 
     def mark(self) -> None:
-        """Once a second: where the audit ends, a boundary to resynchronise at, everything on the disk."""
+        """Once a second: where the audit ends, a boundary to resynchronise at, whether the disk keeps up."""
         if self.audit.head != self.anchored:
             self.anchored = self.audit.head
             self.recorder.note(monotonic_ns() * 1e-9, {"what": recording.ANCHOR, **self.anchored._asdict()})
         self.recorder.mark()
+        self.see_slow_disk(self.recorder.behind_s)
         self.see_dose()
+
+    def see_slow_disk(self, behind_s: float) -> None:
+        """Say when the disk begins to take too long, and when it keeps up again; the bed goes on."""
+        if (slow := behind_s > SLOW_DISK_S) == self.slow_disk:
+            return
+        self.slow_disk = slow
+        self.tell(f"the disk is {behind_s:.1f} s behind: a power cut now would cost that much" if slow else "the disk keeps up again")
+        # not into the audit, which would wait for that disk
+        self.recorder.note(monotonic_ns() * 1e-9, {"what": "slow disk", "behind_s": round(behind_s, 3)})
 
     def _on_signal(self, number: int, _: object) -> None:
         self.process.told_to_end = True  # also where a new session was about to begin
@@ -575,7 +587,7 @@ class Daemon:
         if child.ring.lost:
             self.status["records_lost"] += child.ring.lost
             self.tell(f"{child.ring.lost} records of {child.name} were lost: the recording did not keep up")
-            self.note("records lost", name=child.name, number=child.ring.lost)
+            self.note(recording.LOST, name=child.name, number=child.ring.lost)
             child.ring.lost = 0
 
     def see_guard_dead(self, how: str) -> None:

@@ -2,12 +2,20 @@
 
 `signals.xdf` (see `xdf`), `audit.sqlite` (see `audit`), `settings.toml` (what was in force). This module knows which streams a session
 has, how a cycle travels from loop to daemon, and how to read a session back.
+
+Writing is done by the daemon, syncing by a thread of its own: a `write` ends in the kernel's memory, an `fdatasync` waits for the disk, up to
+seconds where it is slow, and lets go of the interpreter meanwhile. So a slow disk does not keep the daemon from its children. A process of
+its own would bring nothing more: daemon must wait for the disk all the same before guard may go on (audit and dose journal, which are
+small), every sample would be copied once more, and there would be one more to start, watch and bury. A recorder that fails ends the session
+either way: what cannot be recorded is not stimulated.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+import threading
+import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import prod
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 
 SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 ANCHOR, END = "audit head", "end"  # notes that say where the audit ends
+LOST = "records lost"  # notes that say what the daemon did not read in time
+SYNC_S = 0.2  # between syncs: what is 250 ms old outlasts a power cut (F6) on a disk that needs up to 50 ms for one
 
 CYCLE_FIELDS = (
     *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
@@ -133,10 +143,16 @@ def detection_channels(config: Settings) -> tuple[tuple[str, str], ...]:
 
 
 class Recorder:
-    """Writes one session's signals. Chunks of many cycles are gathered and written together."""
+    """Writes one session's signals. Chunks of many cycles are gathered and written together; a thread puts them on the disk.
+
+    Attributes
+    ----------
+    kept_bytes : int
+        Of the signals: what the disk holds for certain.
+    """
 
     def __init__(self, folder: Path, config: Settings) -> None:
-        self.config = config
+        self.config, self.folder = config, folder
         emg_channels = tuple((name, "uV") for name in config.emg.channels) if config.emg else ()
         force_channels = tuple((name, config.force.unit) for name in config.force.channels) if config.force else ()
         specs = []
@@ -173,6 +189,34 @@ class Recorder:
         self.samples = {"emg": 0, "force": 0}
         self.first_s: dict[str, float] = {}
         self.last_s: dict[str, float] = {}
+        self.kept_bytes, self._kept_s = 0, time.monotonic()
+        self._failed: OSError | None = None
+        self._over = threading.Event()
+        self._syncing = threading.Thread(target=self._sync, name="recorder's sync", daemon=True)
+        self._syncing.start()
+
+    @property
+    def behind_s(self) -> float:
+        """How old what the disk does not hold yet may be."""
+        return time.monotonic() - self._kept_s
+
+    def _sync(self) -> None:
+        """The thread: everything on the disk, again and again; ends at its first error, which `mark` and `close` raise."""
+        due_s = time.monotonic()
+        while not self._over.wait(max(0.0, due_s - time.monotonic())):
+            began_s, size = time.monotonic(), self.writer.size
+            due_s = began_s + SYNC_S
+            if size > self.kept_bytes:
+                try:
+                    self.writer.sync()
+                except OSError as error:
+                    self._failed = error
+                    return
+            self.kept_bytes, self._kept_s = size, began_s
+
+    def _check(self) -> None:
+        if self._failed:
+            raise OSError(self._failed.errno, f"not on the disk, {self._failed.strerror}", str(self.folder / SIGNALS))
 
     def cycles(self, cycles: list[RecordedCycle]) -> None:
         """Append cycles with their samples."""
@@ -210,13 +254,16 @@ class Recorder:
         self._put("notes", [t_s], [json.dumps(note)])
 
     def mark(self) -> None:
-        """Once a second: a boundary to resynchronise at, and everything on the disk."""
+        """Once a second: a boundary to resynchronise at. Raises `OSError` where a sync has failed."""
+        self._check()
         self.writer.boundary()
-        self.writer.sync()
 
     def close(self) -> None:
         """Write footers and close. May be called twice."""
+        self._over.set()
+        self._syncing.join()
         self.writer.close()
+        self._check()  # the kernel tells an error once: the sync that heard of it was another's
 
     def _put(self, stream: str, stamps: Any, values: Any) -> None:
         if len(stamps):

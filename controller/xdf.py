@@ -8,19 +8,26 @@ What makes it safe: all headers are on the disk before the first sample; a chunk
 sample carries its own time stamp; a footer, which may be torn, is never needed. A reader first trims the file to its last whole chunk
 (`whole_chunks`), as pyxdf may refuse a whole recording for a torn tail.
 
+XDF has no checksum: a flipped bit reads as another value. So a side-car of the same name, `.crc`, gets a record of 16 bytes for each append:
+where it ends in the file, its length, its CRC32 (zlib), little-endian. It is evidence and not part of the recording: where it is missing,
+torn or cannot be written, the signals go on, and what has no CRC is called unchecked.
+
 May be imported by anything in controller. No threads and no policy (when to sync, what to record) may ever be here.
 """
 
 from __future__ import annotations
 
+import fcntl
 import io
 import mmap
 import os
 import struct
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from xml.etree import ElementTree
 
 import numpy as np
@@ -28,13 +35,15 @@ import numpy as np
 from drivers.base import FileFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
 MAGIC = b"XDF:"
 FILE_HEADER, STREAM_HEADER, SAMPLES, CLOCK_OFFSET, BOUNDARY, STREAM_FOOTER = range(1, 7)
 BOUNDARY_UUID = bytes.fromhex("43A546DCCBF5410FB30ED5467383CBE4")  # fixed by the specification
+
+CRC = struct.Struct("<QII")  # of each append: the offset of its end in the file, its length, its CRC32
 
 _DTYPES = {"double64": "<f8", "float32": "<f4", "int64": "<i8"}
 _LENGTH_CODES = {1: "<B", 4: "<I", 8: "<Q"}
@@ -93,7 +102,8 @@ class XdfWriter:
     """Writes one XDF file, chunk by chunk.
 
     When a method returns, the kernel holds the whole chunk: a kill of this process cannot lose it. `sync` makes it outlast power loss.
-    When a method raises `OSError` (disk full), the file has been cut back to its last whole chunk and the writer may be used again.
+    When a method raises `OSError` (disk full), the file has been cut back to its last whole chunk and the writer may be used again. While it
+    is open the file is locked (flock), so that nobody repairs what is still being written; the kernel lets go with the process.
 
     Parameters
     ----------
@@ -121,16 +131,28 @@ class XdfWriter:
         self._first_s = [0.0] * len(self.streams)
         self._last_s = [0.0] * len(self.streams)
         self._end = 0  # bytes up to the end of the last whole chunk
+        self._torn = False  # something stands behind it
+        self._crc_fd, self._crc_end = -1, 0
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
+            with suppress(OSError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+                self._crc_fd = os.open(crc_path(self._path), flags, 0o600)
             self._append(MAGIC + b"".join(headers))
             os.fsync(self._fd)
             _sync_folder(self._path.parent)
         except BaseException:
-            os.close(self._fd)
-            self._fd = -1
-            self._path.unlink(missing_ok=True)  # a file without its headers is of no use and would block the name
+            self._release()
+            for path in (self._path, crc_path(self._path)):
+                path.unlink(missing_ok=True)  # a file without its headers is of no use and would block the name
             raise
+
+    @property
+    def size(self) -> int:
+        """Bytes up to the end of the last whole chunk."""
+        return self._end
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -187,8 +209,10 @@ class XdfWriter:
         self._append(_chunk(CLOCK_OFFSET, i, struct.pack("<dd", t_s, offset_s)))
 
     def sync(self) -> None:
-        """Wait until the disk holds everything written so far."""
+        """Wait until the disk holds everything written so far. May be called from another thread than the rest."""
         os.fdatasync(self._fd)
+        with suppress(OSError):
+            os.fdatasync(self._crc_fd)
 
     def close(self) -> None:
         """Append the footers, sync, release the file. May be called twice; releases the file also where the footers fail."""
@@ -200,9 +224,16 @@ class XdfWriter:
                 footer = _xml({"first_timestamp": first, "last_timestamp": last, "sample_count": str(count)})
                 self._append(_chunk(STREAM_FOOTER, i, footer))
             os.fsync(self._fd)
+            with suppress(OSError):
+                os.fsync(self._crc_fd)
         finally:
-            os.close(self._fd)
-            self._fd = -1
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self._fd)
+        if self._crc_fd >= 0:
+            os.close(self._crc_fd)
+        self._fd = self._crc_fd = -1
 
     def __enter__(self) -> Self:
         return self
@@ -222,41 +253,88 @@ class XdfWriter:
         if self._fd < 0:
             raise ValueError(f"{self._path}: closed")
         try:
+            if self._torn:  # the disk took neither a chunk nor the cut
+                self._cut_back()
             written = os.write(self._fd, chunk)
             while written < len(chunk):  # a disk that fills up takes a part first and only then says why
                 written += os.write(self._fd, memoryview(chunk)[written:])
         except BaseException as error:
-            os.ftruncate(self._fd, self._end)
+            self._torn = True
+            with suppress(OSError):
+                self._cut_back()
             if isinstance(error, OSError):
                 raise OSError(error.errno, f"not recorded, {os.strerror(error.errno or 0)}", str(self._path)) from error
             raise
         self._end += written
+        self._witness(chunk)
+
+    def _cut_back(self) -> None:
+        os.ftruncate(self._fd, self._end)
+        self._torn = False
+
+    def _witness(self, chunk: bytes | bytearray) -> None:
+        """Put the chunk's CRC beside it, whole or not at all; where that cannot be done any more, the signals go on without."""
+        if self._crc_fd < 0:
+            return
+        try:
+            if os.write(self._crc_fd, CRC.pack(self._end, len(chunk), zlib.crc32(chunk))) == CRC.size:
+                self._crc_end += CRC.size
+                return
+        except OSError:
+            pass
+        try:
+            os.ftruncate(self._crc_fd, self._crc_end)
+        except OSError:
+            os.close(self._crc_fd)
+            self._crc_fd = -1
+
+
+def crc_path(path: Path) -> Path:
+    """The side-car of a file."""
+    return path.with_suffix(".crc")
+
+
+class Place(NamedTuple):
+    """Where a chunk lies in a file: its bytes, its tag, and its stream's number there (from 1; 0 = of no stream)."""
+
+    start: int
+    end: int
+    tag: int
+    stream: int
+
+
+def places(data: bytes | mmap.mmap) -> Iterator[Place]:
+    """Find every whole chunk of an XDF file, in order; none where it is no XDF file.
+
+    Walks the structure alone. Where the walk meets damage it takes up again at the next boundary, as pyxdf does, so that one bad page does
+    not cost what follows; the place after damage is then that of the boundary's UUID. Never raises on torn or damaged data.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        return
+    at = len(MAGIC)
+    while True:
+        place = _next_chunk(data, at)
+        if place is None:
+            found = data.find(BOUNDARY_UUID, at)
+            if found < 0:
+                return
+            place = Place(found, found + len(BOUNDARY_UUID), BOUNDARY, 0)
+        yield place
+        at = place.end
 
 
 def whole_chunks(data: bytes | mmap.mmap | str | os.PathLike[str]) -> int:
-    """Count the bytes up to the end of the last whole chunk: 0 where it is no XDF file.
-
-    Walks the structure alone. Where the walk meets damage it takes up again after the next boundary, as pyxdf does, so that one bad
-    page does not cost what follows. Never raises on torn or damaged data.
-    """
+    """Count the bytes up to the end of the last whole chunk (see `places`): 0 where it is no XDF file."""
     if isinstance(data, (str, os.PathLike)):
         with Path(data).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
                 return 0
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 return whole_chunks(view)
-    if data[:4] != MAGIC:
-        return 0
-    end = at = len(MAGIC)
-    while True:
-        following = _next_chunk(data, at)
-        if following is not None:
-            end = at = following
-            continue
-        found = data.find(BOUNDARY_UUID, at)
-        if found < 0:
-            return end
-        end = at = found + len(BOUNDARY_UUID)
+    end = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
+    for place in places(data):
+        end = place.end
+    return end
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
@@ -298,15 +376,18 @@ def _chunk(tag: int, i: int | None, content: bytes) -> bytes:
     return struct.pack("<BIH", 4, 2 + len(stream) + len(content), tag) + stream + content
 
 
-def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
-    """Where the chunk at `at` ends; None where there is no whole one."""
+def _next_chunk(data: bytes | mmap.mmap, at: int) -> Place | None:
+    """The chunk at `at`; None where there is no whole one."""
     code = _LENGTH_CODES.get(data[at]) if at < len(data) else None
     if code is None or at + 1 + struct.calcsize(code) + 2 > len(data):
         return None
     length, tag = struct.unpack_from(code + "H", data, at + 1)
-    end: int = at + 1 + struct.calcsize(code) + length
-    smallest = 6 if tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER) else 2
-    return end if FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data) else None
+    content = at + 1 + struct.calcsize(code) + 2
+    end = content - 2 + length
+    of_stream = tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER)
+    if not FILE_HEADER <= tag <= STREAM_FOOTER or length < (6 if of_stream else 2) or end > len(data):
+        return None
+    return Place(at, end, tag, struct.unpack_from("<I", data, content)[0] if of_stream else 0)
 
 
 def _record(spec: StreamSpec) -> Any:
