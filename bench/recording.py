@@ -1,15 +1,15 @@
 """`python -m bench.recording`: what a recording keeps when its process, its disk or the power goes.
 
-`bench.recording_writer` records with the shipped recorder and acknowledges each thing that it is sure of; it is killed at random times, its
-disk is full or fails (a shim before libc), the power is cut, its file is cut at random bytes. Judged from outside: by byte counts, by pyxdf,
-and by the value that each sample must have by its number. "Lost" is what was acknowledged and is not there.
+`bench.recording_writer` records with the shipped recorder and acknowledges each thing that it is sure of; it is killed at random times, the
+disk is full or fails (a shim before libc), the power is cut, the file is cut at random bytes. Judged from outside: by byte counts, by
+pyxdf, and by the value that each sample must have by its number. "Lost" is what was acknowledged and is not there.
 
 A power cut: the writer's folder is an ext4 in an image file; the image is copied while it writes, and the copy mounted, which replays its
 journal. A copy counts where a second one is the same to the byte: then it is how the disk stood at one instant. It shows what the file
 system had sent to the disk, not what a real disk still holds in a cache that it lies about.
 
-Needs root for the mounts, in a mount namespace of its own, and a C compiler for the shim; what cannot be done here is named, and its promises
-are not measured. Promises live in `budget.toml` under [[recording]].
+Needs root for the mounts, in a mount namespace of its own, and a C compiler for the shim; what cannot be done here is named, and its
+promises are not measured. Promises live in `budget.toml` under [[recording]].
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ QUICK = {"kills": 12, "power_cuts": 8, "truncations": 150, "full_disks": 3, "fai
 
 
 class CannotError(Exception):
-    """This machine does not let us; says what."""
+    """The machine does not let us; says what."""
 
 
 class Writer:
@@ -149,7 +149,11 @@ def wrong_samples(values: np.ndarray, stamps_s: np.ndarray, period: np.ndarray, 
 def add_up(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums over cases."""
     names = ("lost_bytes", "lost_samples", "wrong_samples", "thrown_away", "not_idempotent", "crc_damaged")
-    return {"n": len(rows), **{name: sum(row.get(name, 0) for row in rows) for name in names}, "not_opened": sum(not r["opens"] for r in rows)}
+    return {
+        "n": len(rows),
+        **{name: sum(row.get(name, 0) for row in rows) for name in names},
+        "not_opened": sum(not r["opens"] for r in rows),
+    }
 
 
 # --- the cases --------------------------------------------------------------------------------------------------------------------
@@ -461,10 +465,11 @@ def in_words(result: dict[str, Any]) -> str:
     if long := result.get("endurance"):
         wait = long["ack_interval_ms"]
         lines += [
-            f"endurance: {BIG_CHANNELS} ch x {BIG_RATE_HZ:g} Hz and force, {long['seconds']:g} s: {long['samples']:,} values, {long['bytes'] / 1e6:.0f} MB; "
-            f"lost {long['lost_samples']}, wrong {long['wrong_samples']}; writer with its source {long['cores'] or 0:.3f} cores, "
+            f"endurance: {BIG_CHANNELS} ch x {BIG_RATE_HZ:g} Hz and force, {long['seconds']:g} s: {long['samples']:,} values, "
+            f"{long['bytes'] / 1e6:.0f} MB; lost {long['lost_samples']}, wrong {long['wrong_samples']}; writer with its source {long['cores'] or 0:.3f} cores, "
             f"{long['resident_mb'] or 0:.0f} MB resident",
-            f"  a turn each 10 ms: p99 {wait['p99']:.1f} ms, longest {wait['max']:.1f} ms; memory {long['slope_mb_per_h'] or 0:+.2f} MB/h over the last two thirds",
+            f"  a turn each 10 ms: p99 {wait['p99']:.1f} ms, longest {wait['max']:.1f} ms; "
+            f"memory {long['slope_mb_per_h'] or 0:+.2f} MB/h over the last two thirds",
         ]
         lines += [f"  verify: {text}" for text in long["verify"]["problems"] + long["verify"]["unknown"]]
     for goal in result["goals"]:

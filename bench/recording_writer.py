@@ -1,7 +1,7 @@
 """`python -m bench.recording_writer FOLDER ...`: records a made-up session with the shipped recorder and tells each thing it is sure of.
 
-After each call that returned, an acknowledgement goes to standard output, in one write: whoever reads it knows what must be on the disk from
-then on, whatever happens to this process. Every value is given by the number of its sample, so that a judge needs nothing but the file.
+After each call that returned, an acknowledgement goes to standard output, in one write: whoever reads it knows what must be in the file
+from then on, whatever happens to this process. Each value is given by the number of its sample, so that a judge needs nothing but the file.
 """
 
 from __future__ import annotations

@@ -319,7 +319,7 @@ def _gaps(session: recording.Session, found: Found) -> None:
 def gaps(stamps_s: NDArray[np.float64], sample_rate_hz: float) -> list[dict[str, Any]]:
     """Holes in the stamps of a stream, against its nominal rate.
 
-    A block that comes late has a hole before it and none after: its samples are early again soon. So a hole counts for as much as the stamps
+    A block that comes late has a hole before it, and stamps soon are where they would have been. So a hole counts for as much as the stamps
     within `NEAR_S` after it stay behind those within `NEAR_S` before it.
 
     Parameters
@@ -382,7 +382,9 @@ def _listed(words: list[str]) -> list[str]:
 def in_words(found: Found) -> list[str]:
     """One session, for people."""
     facts = found.facts
-    lines = [f"{found.session}: {facts['bytes']:,} bytes, {facts['chunks']:,} chunks, {facts['crc']['checked_bytes']:,} bytes as their CRCs say"]
+    lines = [
+        f"{found.session}: {facts['bytes']:,} bytes, {facts['chunks']:,} chunks, {facts['crc']['checked_bytes']:,} bytes as their CRCs say"
+    ]
     for name, n in facts.get("samples", {}).items():
         if n["given"] or n["on_disk"]:
             gap = f", {n['gap_samples']:,} in gaps of the source" if n.get("gap_samples") else ""

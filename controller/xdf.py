@@ -8,9 +8,9 @@ What makes it safe: all headers are on the disk before the first sample; a chunk
 sample carries its own time stamp; a footer, which may be torn, is never needed. A reader first trims the file to its last whole chunk
 (`whole_chunks`), as pyxdf may refuse a whole recording for a torn tail.
 
-XDF has no checksum: a flipped bit reads as another value. So a side-car of the same name, `.crc`, gets a record of 16 bytes for each append:
-where it ends in the file, its length, its CRC32 (zlib), little-endian. It is evidence and not part of the recording: where it is missing,
-torn or cannot be written, the signals go on, and what has no CRC is called unchecked.
+XDF has no checksum: a flipped bit reads as another value. So a side-car of the same name, `.crc`, gets a record of 16 bytes for each
+append: where it ends in the file, its length, its CRC32 (zlib), little-endian. It is evidence and not part of the recording: where it is
+missing, torn or cannot be written, the signals go on, and what has no CRC is called unchecked.
 
 May be imported by anything in controller. No threads and no policy (when to sync, what to record) may ever be here.
 """
@@ -102,8 +102,8 @@ class XdfWriter:
     """Writes one XDF file, chunk by chunk.
 
     When a method returns, the kernel holds the whole chunk: a kill of this process cannot lose it. `sync` makes it outlast power loss.
-    When a method raises `OSError` (disk full), the file has been cut back to its last whole chunk and the writer may be used again. While it
-    is open the file is locked (flock), so that nobody repairs what is still being written; the kernel lets go with the process.
+    When a method raises `OSError` (disk full), the file has been cut back to its last whole chunk and the writer may be used again; where
+    even that failed, it is cut before the next. While it is open the file is locked (flock), so that nobody repairs what is still being written.
 
     Parameters
     ----------
