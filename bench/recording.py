@@ -466,7 +466,8 @@ def in_words(result: dict[str, Any]) -> str:
         wait = long["ack_interval_ms"]
         lines += [
             f"endurance: {BIG_CHANNELS} ch x {BIG_RATE_HZ:g} Hz and force, {long['seconds']:g} s: {long['samples']:,} values, "
-            f"{long['bytes'] / 1e6:.0f} MB; lost {long['lost_samples']}, wrong {long['wrong_samples']}; writer with its source {long['cores'] or 0:.3f} cores, "
+            f"{long['bytes'] / 1e6:.0f} MB; lost {long['lost_samples']}, wrong {long['wrong_samples']}; "
+            f"writer with its source {long['cores'] or 0:.3f} cores, "
             f"{long['resident_mb'] or 0:.0f} MB resident",
             f"  a turn each 10 ms: p99 {wait['p99']:.1f} ms, longest {wait['max']:.1f} ms; "
             f"memory {long['slope_mb_per_h'] or 0:+.2f} MB/h over the last two thirds",

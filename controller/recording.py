@@ -4,10 +4,10 @@
 has, how a cycle travels from loop to daemon, and how to read a session back.
 
 Writing is done by the daemon, syncing by a thread of its own: a `write` ends in the kernel's memory; an `fdatasync` waits for the disk,
-seconds where it is slow, and lets go of the interpreter meanwhile. So on a slow disk the signals do not keep the daemon from its children.
-A process of its own would bring nothing more: the daemon must wait for the disk all the same before guard may go on (audit and dose journal,
-which are small), every sample would be copied once more, and there would be one more to start, watch and bury. A recorder that fails ends
-the session either way: what cannot be recorded is not stimulated.
+seconds where it is slow, and lets go of the interpreter meanwhile. So on a slow disk the signals do not keep the daemon from its
+children. A process of its own would bring nothing more: the daemon must wait for the disk all the same before guard may go on (audit and
+dose journal, which are small), every sample would be copied once more, and there would be one more to start, watch and bury. A recorder
+that fails ends the session either way: what cannot be recorded is not stimulated.
 """
 
 from __future__ import annotations

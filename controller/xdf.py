@@ -103,7 +103,8 @@ class XdfWriter:
 
     When a method returns, the kernel holds the whole chunk: a kill of this process cannot lose it. `sync` makes it outlast power loss.
     When a method raises `OSError` (disk full), the file has been cut back to its last whole chunk and the writer may be used again; where
-    even that failed, it is cut before the next. While it is open the file is locked (flock), so that nobody repairs what is still being written.
+    even that failed, it is cut before the next. While it is open the file is locked (flock), so that nobody repairs what is still
+    written.
 
     Parameters
     ----------
