@@ -407,16 +407,18 @@ def measured(result: dict[str, Any]) -> dict[str, float | None]:
     long = result.get("endurance")
     judged_all = everything + ([long] if long else [])
 
-    def total(name: str) -> float | None:
-        return float(sum(row.get(name, 0) for row in judged_all)) if judged_all else None
+    powered = [row for name, some in rows.items() if name != "power_cuts" for row in some or []] + ([long] if long else [])
+
+    def total(name: str, of: Sequence[dict[str, Any]] = judged_all) -> float | None:
+        return float(sum(row.get(name, 0) for row in of)) if of else None
 
     def worst(name: str, key: str) -> float | None:
         return max((row[key] for row in rows[name] or []), default=None)
 
     slow = [row for row in rows["failures"] or [] if row["call"] == "fdatasync" and row["errno"] == 0]
     values = {
-        "acknowledged bytes lost": total("lost_bytes"),
-        "acknowledged samples lost": total("lost_samples"),
+        "acknowledged bytes lost": total("lost_bytes", powered),
+        "acknowledged samples lost": total("lost_samples", powered),
         "samples with another value or stamp": total("wrong_samples"),
         "files that pyxdf does not open after recover": float(sum(not row["opens"] for row in judged_all)) if judged_all else None,
         "recoveries that threw bytes away": total("thrown_away"),

@@ -43,16 +43,16 @@ static int struck(const char *call, int fd) {
 
 ssize_t write(int fd, const void *data, size_t n) {
     static ssize_t (*real)(int, const void *, size_t);
-    static int halved = 0;
+    static int halved = -1;
     if (!real) real = dlsym(RTLD_NEXT, "write");
-    if (number("SHIM_SHORT") && halved) { /* the second half of a write that was short */
-        halved = 0;
+    if (fd == halved) { /* what follows a write that was short: its second half, where the writer asks for it */
+        halved = -1;
         errno = number("SHIM_ERRNO");
         return -1;
     }
     if (fd > 2 && struck("write", fd)) {
         if (!number("SHIM_SHORT") || n < 2) return -1;
-        halved = 1;
+        halved = fd;
         return real(fd, data, n / 2);
     }
     return real(fd, data, n);

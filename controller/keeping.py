@@ -319,8 +319,8 @@ def _gaps(session: recording.Session, found: Found) -> None:
 def gaps(stamps_s: NDArray[np.float64], sample_rate_hz: float) -> list[dict[str, Any]]:
     """Holes in the stamps of a stream, against its nominal rate.
 
-    A block that comes late has a hole before it, and stamps soon are where they would have been. So a hole counts for as much as the stamps
-    within `NEAR_S` after it stay behind those within `NEAR_S` before it.
+    A block that comes late has a hole before it, and stamps soon are where they would have been. So a hole counts for as much as the least
+    late stamp within `NEAR_S` after it is behind the least late one within `NEAR_S` before it, or since the hole before.
 
     Parameters
     ----------
@@ -334,11 +334,11 @@ def gaps(stamps_s: NDArray[np.float64], sample_rate_hz: float) -> list[dict[str,
     """
     behind_s = stamps_s - np.arange(len(stamps_s)) / sample_rate_hz
     near = max(1, round(NEAR_S * sample_rate_hz))
-    found = []
+    found, since = [], 0
     for k in np.flatnonzero(np.diff(stamps_s) > 1.5 / sample_rate_hz) + 1:
-        step_s = behind_s[k : k + near].min() - behind_s[max(0, k - near) : k].max()
+        step_s = behind_s[k : k + near].min() - behind_s[max(since, k - near) : k].min()
         if (samples := round(step_s * sample_rate_hz)) > 0:
-            at_s = float(stamps_s[k - 1])
+            at_s, since = float(stamps_s[k - 1]), int(k)
             length_ms = round(float(stamps_s[k] - at_s) * 1e3, 3)
             found.append({"at_s": at_s, "from_start_s": round(at_s - float(stamps_s[0]), 6), "length_ms": length_ms, "samples": samples})
     return found

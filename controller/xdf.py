@@ -10,7 +10,8 @@ sample carries its own time stamp; a footer, which may be torn, is never needed.
 
 XDF has no checksum: a flipped bit reads as another value. So a side-car of the same name, `.crc`, gets a record of 16 bytes for each
 append: where it ends in the file, its length, its CRC32 (zlib), little-endian. It is evidence and not part of the recording: where it is
-missing, torn or cannot be written, the signals go on, and what has no CRC is called unchecked.
+missing, torn or cannot be written, the signals go on, and what has no CRC is called unchecked. It is not synced before the end, as that
+would make each sync take twice as long: after a power cut the last half minute may have none.
 
 May be imported by anything in controller. No threads and no policy (when to sync, what to record) may ever be here.
 """
@@ -212,8 +213,6 @@ class XdfWriter:
     def sync(self) -> None:
         """Wait until the disk holds everything written so far. May be called from another thread than the rest."""
         os.fdatasync(self._fd)
-        with suppress(OSError):
-            os.fdatasync(self._crc_fd)
 
     def close(self) -> None:
         """Append the footers, sync, release the file. May be called twice; releases the file also where the footers fail."""
