@@ -614,3 +614,16 @@ def test_guard_is_told_when_there_is_too_little_room_and_when_there_is_again(bed
     ours.close()
     theirs.close()
     bed.link = None
+
+
+@pytest.mark.safety("F5")
+def test_a_disk_that_is_behind_is_told_once_and_the_bed_goes_on(bed, monkeypatch):
+    for behind_s in (0.1, 2.5, 3.5, 0.2, 0.1):
+        monkeypatch.setattr(recording.Recorder, "behind_s", behind_s)
+        bed.mark()
+    assert [line for line in bed.lines if "disk" in line] == [
+        "the disk is 2.5 s behind: a power cut now would cost that much",
+        "the disk keeps up again",
+    ]
+    notes = [note["behind_s"] for note in recording.load(bed.folder).notes() if note["what"] == "slow disk"]
+    assert notes == [2.5, 0.2] and not bed.ending
