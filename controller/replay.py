@@ -193,7 +193,7 @@ def settings_for(
     SettingsError
         A figure is out of range.
     """
-    channels = ", ".join(f'"{name}"' for name in rec.channels)
+    channels = ", ".join(json.dumps(name) for name in rec.channels)  # a name may hold quotes; JSON's text is TOML's too
     return settings.parse(
         f"""
 [emg]
@@ -404,13 +404,19 @@ def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return asdict(result)
 
 
+def reading_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `files.load` that the command line gives."""
+    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
+    if args.channels:
+        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
+    return options
+
+
 def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
     """A recording as the command's options say, the settings that listen to it, and the options."""
     from drivers.sources import files
 
-    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
-    if args.channels:
-        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
+    options = reading_options(args)
     rec = files.load(path, **options)
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
     hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0

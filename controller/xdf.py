@@ -14,7 +14,6 @@ May be imported by anything in controller. No threads and no policy (when to syn
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -26,18 +25,24 @@ from xml.etree import ElementTree
 import numpy as np
 
 from drivers.base import FileFormatError
+from drivers.sources.xdf_file import (
+    BOUNDARY,
+    BOUNDARY_UUID,
+    CLOCK_OFFSET,
+    FILE_HEADER,
+    MAGIC,
+    SAMPLES,
+    STREAM_FOOTER,
+    STREAM_HEADER,
+    whole_chunks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
-MAGIC = b"XDF:"
-FILE_HEADER, STREAM_HEADER, SAMPLES, CLOCK_OFFSET, BOUNDARY, STREAM_FOOTER = range(1, 7)
-BOUNDARY_UUID = bytes.fromhex("43A546DCCBF5410FB30ED5467383CBE4")  # fixed by the specification
-
 _DTYPES = {"double64": "<f8", "float32": "<f4", "int64": "<i8"}
-_LENGTH_CODES = {1: "<B", 4: "<I", 8: "<Q"}
 _SAMPLES_HEAD = struct.Struct("<BIHIBI")  # 4 length bytes, length, tag, stream number, 4 length bytes, number of samples
 _TEXT_HEAD = struct.Struct("<BdBI")  # 8 stamp bytes, stamp, 4 length bytes, length
 
@@ -233,32 +238,6 @@ class XdfWriter:
         self._end += written
 
 
-def whole_chunks(data: bytes | mmap.mmap | str | os.PathLike[str]) -> int:
-    """Count the bytes up to the end of the last whole chunk: 0 where it is no XDF file.
-
-    Walks the structure alone. Where the walk meets damage it takes up again after the next boundary, as pyxdf does, so that one bad
-    page does not cost what follows. Never raises on torn or damaged data.
-    """
-    if isinstance(data, (str, os.PathLike)):
-        with Path(data).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
-                return 0
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                return whole_chunks(view)
-    if data[:4] != MAGIC:
-        return 0
-    end = at = len(MAGIC)
-    while True:
-        following = _next_chunk(data, at)
-        if following is not None:
-            end = at = following
-            continue
-        found = data.find(BOUNDARY_UUID, at)
-        if found < 0:
-            return end
-        end = at = found + len(BOUNDARY_UUID)
-
-
 def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
     """Read every whole chunk of an XDF file, values and stamps bit for bit as they were written.
 
@@ -296,17 +275,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
 def _chunk(tag: int, i: int | None, content: bytes) -> bytes:
     stream = b"" if i is None else struct.pack("<I", i + 1)  # streams are numbered from 1, as LabRecorder does
     return struct.pack("<BIH", 4, 2 + len(stream) + len(content), tag) + stream + content
-
-
-def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
-    """Where the chunk at `at` ends; None where there is no whole one."""
-    code = _LENGTH_CODES.get(data[at]) if at < len(data) else None
-    if code is None or at + 1 + struct.calcsize(code) + 2 > len(data):
-        return None
-    length, tag = struct.unpack_from(code + "H", data, at + 1)
-    end: int = at + 1 + struct.calcsize(code) + length
-    smallest = 6 if tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER) else 2
-    return end if FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data) else None
 
 
 def _record(spec: StreamSpec) -> Any:

@@ -1,0 +1,161 @@
+"""XDF, of LabRecorder or any other recorder, and of our own sessions: a stream is a variable.
+
+Format: https://github.com/sccn/xdf/wiki/Specifications; the samples are read by pyxdf. What is here of the structure is what finds the
+end of a torn file; the writer in `controller.xdf` stands on it too.
+
+May be imported by anything.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drivers.sources.held import told_apart
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from drivers.sources.held import Held
+
+MAGIC = b"XDF:"
+FILE_HEADER, STREAM_HEADER, SAMPLES, CLOCK_OFFSET, BOUNDARY, STREAM_FOOTER = range(1, 7)
+BOUNDARY_UUID = bytes.fromhex("43A546DCCBF5410FB30ED5467383CBE4")  # fixed by the specification
+GAP_S = 0.1  # a step between samples that is off by more is no jitter of LSL's stamps: a gap
+DRIFT_S = 0.01  # the header's rate stands where the stamps differ from it by less than this over the whole stream
+
+_LENGTH_CODES = {1: "<B", 4: "<I", 8: "<Q"}
+
+
+def whole_chunks(data: bytes | mmap.mmap | str | os.PathLike[str]) -> int:
+    """Count the bytes up to the end of the last whole chunk: 0 where it is no XDF file.
+
+    Walks the structure alone. Where the walk meets damage it takes up again after the next boundary, as pyxdf does, so that one bad
+    page does not cost what follows. Never raises on torn or damaged data.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        with Path(data).open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
+                return 0
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                return whole_chunks(view)
+    if data[:4] != MAGIC:
+        return 0
+    end = at = len(MAGIC)
+    while True:
+        following = _next_chunk(data, at)
+        if following is not None:
+            end = at = following
+            continue
+        found = data.find(BOUNDARY_UUID, at)
+        if found < 0:
+            return end
+        end = at = found + len(BOUNDARY_UUID)
+
+
+def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
+    """Where the chunk at `at` ends; None where there is no whole one."""
+    code = _LENGTH_CODES.get(data[at]) if at < len(data) else None
+    if code is None or at + 1 + struct.calcsize(code) + 2 > len(data):
+        return None
+    length, tag = struct.unpack_from(code + "H", data, at + 1)
+    end: int = at + 1 + struct.calcsize(code) + length
+    smallest = 6 if tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER) else 2
+    return end if FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data) else None
+
+
+# --- streams as variables -------------------------------------------------------------------------------------------------------------
+def read_into(held: Held) -> None:
+    """Put down every stream with a rate; text and irregular streams are named only. Stamps are brought to the recorder's clock."""
+    import pyxdf
+
+    content = held.path.read_bytes()
+    whole = whole_chunks(content)
+    with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
+        streams, _ = pyxdf.load_xdf(io.BytesIO(memoryview(content)[:whole]), dejitter_timestamps=False)
+    if not streams:
+        raise held.error(f"torn before its first stream header ({len(content)} bytes)")
+    if whole < len(content):
+        held.notes.append(f"TORN: read up to its last whole chunk, {whole} of {len(content)} bytes")
+    names = told_apart([_text(stream["info"], "name") for stream in streams])
+    for name, stream in zip(names, streams, strict=True):
+        if name != _text(stream["info"], "name").strip():
+            held.notes.append(f"stream {name} is that of source_id {_text(stream['info'], 'source_id')!r}")
+        _put_stream(held, name, stream)
+
+    kinds = {name: _text(stream["info"], "type") for name, stream in zip(names, streams, strict=True) if name in held.arrays}
+    # by their type; where no stream has that, by name; two of them are never one signal
+    for found in ([n for n, kind in kinds.items() if kind.upper() == "EMG"], [n for n in kinds if "EMG" in n.upper()]):
+        if found:
+            held.default = tuple(found) if len(found) == 1 else ()
+            break
+    force = [name for name, kind in kinds.items() if kind.lower() == "force"]
+    held.default_force = force[0] if len(force) == 1 else None
+
+
+def _put_stream(held: Held, name: str, stream: dict[str, Any]) -> None:
+    info, values, t_s = stream["info"], stream["time_series"], np.asarray(stream["time_stamps"], np.float64)
+    nominal_hz = float(_text(info, "nominal_srate") or 0)
+    what = f"({len(t_s)} samples of type {_text(info, 'type')!r})"
+    if len(t_s) < 2:
+        held.others[name] = f"nearly empty {what}" if len(t_s) else f"empty {what}"
+    elif _text(info, "channel_format") == "string":
+        held.others[name] = f"text {what}"
+    elif not nominal_hz > 0 or not np.isfinite(nominal_hz):
+        held.others[name] = f"irregular {what}"
+    elif not np.isfinite(t_s).all():
+        held.others[name] = f"without stamps {what}"
+    else:
+        measured_hz, held.remarks[name] = _rate_hz(name, t_s, nominal_hz)
+        held.put_signal(name, np.asarray(values), measured_hz, "", float(t_s[0]))
+        channels = _channels(info)
+        if len(channels) == held.arrays[name].shape[1]:
+            held.columns[name] = [
+                (label or (name if len(channels) == 1 else f"{k}"), unit) for k, (label, unit) in enumerate(channels, 1)
+            ]
+
+
+def _rate_hz(name: str, t_s: NDArray[np.float64], nominal_hz: float) -> tuple[float, list[str]]:
+    """Rate of the longest part without a gap, by least squares over its stamps; the header's where the two tell the same time.
+
+    Returns
+    -------
+    rate_hz : float
+    remarks : list of str
+    """
+    steps_s = np.diff(t_s)
+    gaps = np.flatnonzero(np.abs(steps_s - 1 / nominal_hz) > max(GAP_S, 1.5 / nominal_hz))
+    remarks = []
+    if gaps.size:
+        k = int(gaps[0])
+        remarks.append(
+            f"GAP: {gaps.size} in {name}, the first of {steps_s[k]:.3f} s after sample {k + 1} ({(k + 1) / nominal_hz:.3f} s): the samples "
+            "on either side stand side by side"
+        )
+    edges = np.concatenate(([0], gaps + 1, [len(t_s)]))
+    longest = int(np.argmax(np.diff(edges)))
+    part_s = t_s[edges[longest] : edges[longest + 1]]
+    place = np.arange(len(part_s)) - (len(part_s) - 1) / 2
+    step_s = float(place @ (part_s - part_s[0])) / float(place @ place) if len(part_s) > 1 else 0.0
+    if not step_s > 0:
+        return nominal_hz, [*remarks, f"{name}: its stamps do not rise: {nominal_hz:g} Hz taken, as its header says"]
+    if abs(step_s - 1 / nominal_hz) * len(part_s) <= DRIFT_S:
+        return nominal_hz, [*remarks, f"{name}: {nominal_hz:g} Hz, as its header says and its stamps confirm"]
+    return 1 / step_s, [*remarks, f"{name}: {1 / step_s:.6g} Hz by its stamps, its header says {nominal_hz:g} Hz"]
+
+
+def _channels(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and unit of each channel; recorders may leave the description out or empty, at any level."""
+    desc = (info.get("desc") or [None])[0] or {}
+    listed = ((desc.get("channels") or [None])[0] or {}).get("channel", [])
+    return [(_text(channel, "label"), _text(channel, "unit")) for channel in listed if channel]
+
+
+def _text(parent: dict[str, Any], key: str) -> str:
+    return str((parent.get(key) or [None])[0] or "")
