@@ -417,6 +417,9 @@ class _Table:
 def _pick(held: Held, flags: dict[str, Any]) -> tuple[str, ...]:
     """Choose the array to take where no flag names one: what the format itself says, or the only one that can be meant."""
     taken = {*(flags["force_variable"] or ()), flags["rate_variable"], flags["force_rate_variable"]}
+    wanted = flags["channels"] or ()
+    if wanted and all(name in held.rates_hz and name not in held.columns for name in wanted):
+        return tuple(wanted)  # where each channel is a variable of its own, its name says all
     default = tuple(name for name in held.default if name not in taken)
     if default:
         if len(default) < len(held.arrays):

@@ -1,6 +1,7 @@
 """What a file holds, before anything of it is chosen: the one face that every reader of recordings fills.
 
-May be imported by the readers beside it. Choosing, scaling and cutting are for `files`; here signals are put down as they stand in the file.
+May be imported by the readers beside it. Choosing, scaling and cutting are for `files`; here signals are put down as they stand in
+the file.
 """
 
 from __future__ import annotations

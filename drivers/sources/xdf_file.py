@@ -9,6 +9,7 @@ May be imported by anything.
 from __future__ import annotations
 
 import io
+import logging
 import mmap
 import os
 import struct
@@ -70,6 +71,18 @@ def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
     return end if FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data) else None
 
 
+class _Heard(logging.Handler):
+    """What pyxdf says of damage, for the notes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.words: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "clock-segments differ" not in record.getMessage():  # always so where stamps are not smoothed
+            self.words.append(f"pyxdf: {record.getMessage()}")
+
+
 # --- streams as variables -------------------------------------------------------------------------------------------------------------
 def read_into(held: Held) -> None:
     """Put down every stream with a rate; text and irregular streams are named only. Stamps are brought to the recorder's clock."""
@@ -77,8 +90,16 @@ def read_into(held: Held) -> None:
 
     content = held.path.read_bytes()
     whole = whole_chunks(content)
-    with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
-        streams, _ = pyxdf.load_xdf(io.BytesIO(memoryview(content)[:whole]), dejitter_timestamps=False)
+    log, heard = logging.getLogger(pyxdf.__name__), _Heard()
+    log.addHandler(heard)
+    log.propagate = False
+    try:
+        with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
+            streams, _ = pyxdf.load_xdf(io.BytesIO(memoryview(content)[:whole]), dejitter_timestamps=False)
+    finally:
+        log.propagate = True
+        log.removeHandler(heard)
+    held.notes += dict.fromkeys(heard.words)
     if not streams:
         raise held.error(f"torn before its first stream header ({len(content)} bytes)")
     if whole < len(content):
@@ -116,9 +137,7 @@ def _put_stream(held: Held, name: str, stream: dict[str, Any]) -> None:
         held.put_signal(name, np.asarray(values), measured_hz, "", float(t_s[0]))
         channels = _channels(info)
         if len(channels) == held.arrays[name].shape[1]:
-            held.columns[name] = [
-                (label or (name if len(channels) == 1 else f"{k}"), unit) for k, (label, unit) in enumerate(channels, 1)
-            ]
+            held.columns[name] = [(label or (name if len(channels) == 1 else f"{k}"), unit) for k, (label, unit) in enumerate(channels, 1)]
 
 
 def _rate_hz(name: str, t_s: NDArray[np.float64], nominal_hz: float) -> tuple[float, list[str]]:
