@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controller import reading
 from controller.recording import SIGNALS
-from controller.replay import reading_options
 from drivers.base import FileFormatError
 
 if TYPE_CHECKING:
@@ -21,15 +21,16 @@ _UNITS = {"EMG": ("uV", "mV", "V"), "Force": ("N", "N m")}  # that settings can 
 
 def command(args: argparse.Namespace) -> int:
     """0 = played to its end, or to ^C; 2 = the file cannot be read."""
-    from drivers.simulated.player import Player, streams_of
     from drivers.sources import files
 
     path = Path(args.file)
     try:
-        rec = files.load(path / SIGNALS if path.is_dir() else path, **reading_options(args))
+        rec = files.load(path / SIGNALS if path.is_dir() else path, **reading.options_of(args))
     except FileFormatError as error:
         print(json.dumps({"ok": False, "error": str(error)}) if args.json else error, file=sys.stdout if args.json else sys.stderr)
         return 2
+    from drivers.simulated.player import Player, streams_of
+
     name = args.name or f"calmloop {path.name}"
     streams = streams_of(rec, name, args.source_id or name, args.speed)
     player = Player(streams)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import artefact, audit, describe, kernels, recording, settings
+from controller import artefact, audit, describe, kernels, reading, recording, settings
 from controller.detector import SpasmDetector
 from controller.guard import event_from_dict
 from controller.limits import Device, prescription_from
@@ -404,19 +404,11 @@ def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return asdict(result)
 
 
-def reading_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options of `files.load` that the command line gives."""
-    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
-    if args.channels:
-        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
-    return options
-
-
 def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
     """A recording as the command's options say, the settings that listen to it, and the options."""
     from drivers.sources import files
 
-    options = reading_options(args)
+    options = reading.options_of(args)
     rec = files.load(path, **options)
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
     hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0

@@ -460,6 +460,8 @@ def _cut_to_one_start(held: Held, emg: _Table, emg_hz: float, force: _Table, for
     if starts_s[0] is None or starts_s[1] is None:
         return
     late_s = starts_s[1] - starts_s[0]
+    if abs(late_s) * min(emg_hz, force_hz) < 1:
+        return  # less than a sample of the slower one
     for what, table, rate_hz, early_s in (("EMG", emg, emg_hz, late_s), ("force", force, force_hz, -late_s)):
         n = round(early_s * rate_hz)
         if n > 0:

@@ -24,24 +24,13 @@ if TYPE_CHECKING:
 
     from drivers.sources.held import Held
 
-_DEFAULT_RATE_HZ = 250.0  # all four by header(5)
-_DEFAULT_GAIN = 200.0
+_DEFAULT_RATE_HZ = 250.0  # by header(5), as the unit
 _DEFAULT_UNIT = "mV"
 _MISSING = {16: -(1 << 15), 24: -(1 << 23), 32: -(1 << 31), 80: -(1 << 7), 212: -(1 << 11)}  # what stands for "no sample", by format
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RECORD = re.compile(
     rf"(?P<name>[^\s/]+)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)"
     rf"(?:\s+(?P<rate>{_NUMBER})\S*(?:\s+(?P<samples>\d+).*)?)?"  # after the rate may stand a counter's, after the number date and time
-)
-_SIGNAL = re.compile(
-    r"(?P<file>\S+)\s+(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?(?:\s+(?P<rest>.*))?"
-)
-_GAIN = 200.0
-_DEFAULT_UNIT = "mV"
-_MISSING = {16: -(1 << 15), 24: -(1 << 23), 32: -(1 << 31), 80: -(1 << 7), 212: -(1 << 11)}  # what stands for "no sample", by format
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RECORD = re.compile(
-    rf"(?P<name>[^\s/]+)(?:/(?P<segments>\d+))?\s+(?P<signals>\d+)(?:\s+(?P<rate>{_NUMBER})\S*(?:\s+(?P<samples>\d+).*)?)?"
 )
 _SIGNAL = re.compile(
     r"(?P<file>\S+)\s+(?P<format>\d+)(?:x(?P<per_frame>\d+))?(?::(?P<skew>\d+))?(?:\+(?P<offset>\d+))?(?:\s+(?P<rest>.*))?"

@@ -9,6 +9,7 @@ May be imported by anything.
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import mmap
 import os
@@ -21,6 +22,8 @@ import numpy as np
 from drivers.sources.held import told_apart
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from drivers.sources.held import Held
@@ -48,16 +51,24 @@ def whole_chunks(data: bytes | mmap.mmap | str | os.PathLike[str]) -> int:
                 return whole_chunks(view)
     if data[:4] != MAGIC:
         return 0
-    end = at = len(MAGIC)
+    end = len(MAGIC)
+    for _, following in _walk(data):
+        end = following
+    return end
+
+
+def _walk(data: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Begin and end of every whole chunk; after damage that of nothing, behind the boundary where it goes on."""
+    at = len(MAGIC)
     while True:
         following = _next_chunk(data, at)
-        if following is not None:
-            end = at = following
-            continue
-        found = data.find(BOUNDARY_UUID, at)
-        if found < 0:
-            return end
-        end = at = found + len(BOUNDARY_UUID)
+        if following is None:
+            found = data.find(BOUNDARY_UUID, at)
+            if found < 0:
+                return
+            at = following = found + len(BOUNDARY_UUID)
+        yield at, following
+        at = following
 
 
 def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
@@ -68,7 +79,16 @@ def _next_chunk(data: bytes | mmap.mmap, at: int) -> int | None:
     length, tag = struct.unpack_from(code + "H", data, at + 1)
     end: int = at + 1 + struct.calcsize(code) + length
     smallest = 6 if tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER) else 2
-    return end if FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data) else None
+    if not (FILE_HEADER <= tag <= STREAM_FOOTER and length >= smallest and end <= len(data)):
+        return None
+    if tag == SAMPLES:  # readers make room for as many samples as it claims; each takes two bytes at least
+        count = at + 1 + struct.calcsize(code) + smallest
+        count_code = _LENGTH_CODES.get(data[count]) if count < end else None
+        if count_code is None or count + 1 + struct.calcsize(count_code) > end:
+            return None
+        if 2 * struct.unpack_from(count_code, data, count + 1)[0] > end - count:
+            return None
+    return end
 
 
 class _Heard(logging.Handler):
@@ -89,13 +109,19 @@ def read_into(held: Held) -> None:
     import pyxdf
 
     content = held.path.read_bytes()
-    whole = whole_chunks(content)
+    chunks = list(_walk(content))
+    whole = chunks[-1][1] if chunks else len(MAGIC)
+    breaks = [(end, begin) for (_, end), (begin, _) in itertools.pairwise([(0, len(MAGIC)), *chunks]) if begin > end]
+    if breaks:
+        lost = sum(begin - end for end, begin in breaks)
+        held.notes.append(f"DAMAGED: {lost} bytes are left out, the first at byte {breaks[0][0]}")
+    data = MAGIC + b"".join(content[begin:end] for begin, end in chunks) if breaks else memoryview(content)[:whole]
     log, heard = logging.getLogger(pyxdf.__name__), _Heard()
     log.addHandler(heard)
     log.propagate = False
     try:
         with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
-            streams, _ = pyxdf.load_xdf(io.BytesIO(memoryview(content)[:whole]), dejitter_timestamps=False)
+            streams, _ = pyxdf.load_xdf(io.BytesIO(data), dejitter_timestamps=False)
     finally:
         log.propagate = True
         log.removeHandler(heard)
