@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from controller import reading
 from controller.recording import SIGNALS
+from controller.settings import toml
 from drivers.base import FileFormatError
 
 if TYPE_CHECKING:
@@ -64,19 +65,18 @@ def settings_text(stream: Stream) -> str:
     """
     units = _UNITS[stream.kind]
     known = stream.unit in units
-    channels = ", ".join(json.dumps(label) for label in stream.channels)
     lines = [
         f"[{stream.kind.lower()}]",
-        f"stream_name = {json.dumps(stream.name)}",
-        f"source_id = {json.dumps(stream.source_id)}",
-        f"sample_rate_hz = {stream.sample_rate_hz!r}",
-        f"channels = [{channels}]",
+        f"stream_name = {toml(stream.name)}",
+        f"source_id = {toml(stream.source_id)}",
+        f"sample_rate_hz = {toml(stream.sample_rate_hz)}",
+        f"channels = {toml(stream.channels)}",
         f'unit = "{stream.unit if known else units[0]}"',
     ]
     if not stream.unit:
         lines[-1] += "  # the recording does not say: its own counts are taken for that"
     elif not known:
-        lines[-1] += f"  # the stream says {json.dumps(stream.unit)}, which settings cannot name: it will be refused"
+        lines[-1] += f"  # the stream says {toml(stream.unit)}, which settings cannot name: it will be refused"
     return "\n".join(lines) + "\n"
 
 

@@ -193,18 +193,18 @@ def settings_for(
     SettingsError
         A figure is out of range.
     """
-    channels = ", ".join(json.dumps(name) for name in rec.channels)  # a name may hold quotes; JSON's text is TOML's too
+    channels = settings.toml(rec.channels)  # a name may hold quotes
     return settings.parse(
         f"""
 [emg]
 stream_name = "calmloop replay"
 sample_rate_hz = {rec.sample_rate_hz!r}
-channels = [{channels}]
+channels = {channels}
 unit = "uV"
 hold_ms = {hold_ms!r}
 [[emg_rules]]
 name = "all channels"
-channels = [{channels}]
+channels = {channels}
 train = "replay"
 high_pass_hz = {high_pass_hz!r}
 false_alarms_per_h = {false_alarms_per_h!r}
