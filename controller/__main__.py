@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BOX_S = 0.8  # guard waits half a second for a stimulator to confirm a stop
 GOOD, SHORT, WRONG = 0, 1, 2  # exit codes: good, a result that falls short, wrong use or settings
 DEFAULT_BED = "bed"
+READ = "XDF, EDF, BDF, WFDB .hea, Spike2, OpenSignals .h5, .mat, NPZ, CSV"
 NOTHING_KNOWN = "the recording knows of no row: rows cut off at the end would not show"
 BED_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,40}")
 
@@ -135,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("sessions", nargs="+", type=Path, metavar="SESSION", help="folder of a session")
 
     replay = add("replay", run_replay, "recorded inputs through the very same steps: sessions are compared, other files give detections")
-    replay.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings (NPZ, CSV, MAT, OpenSignals H5)")
+    replay.add_argument("files", nargs="+", metavar="FILE", help=f"session folders or recordings ({READ})")
     add_file_options(replay)
     replay.add_argument(
         "--realtime", action="store_true", help="play a file as an LSL stream into a live daemon with the virtual stimulator"
@@ -146,6 +147,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|CHANNEL|find",
         help="when the recording was stimulated: times in s a line, a channel that rises, or 'find' by the artefacts",
     )
+
+    play = add("play", run_play, "publish a recording as LSL streams at its own pace, EMG and, where it has one, force; ends at its end")
+    play.add_argument("file", metavar="FILE", help=f"recording ({READ})")
+    add_reading_options(play)
+    play.add_argument("--name", help="name of the EMG stream; force is NAME force (default calmloop and the file's name)")
+    play.add_argument("--source-id", help="so that two players can be told apart; -emg and -force are added (default: the name)")
+    play.add_argument("--loop", action="store_true", help="begin again at the end, until ^C")
+    play.add_argument("--speed", type=speed, default=1.0, metavar="N", help="N times as fast, with N times the rate stated (default 1)")
 
     score = add("score", run_score, "events against labels: hits, latencies, false alarms per hour of quiet time")
     score.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings, as `calmloop replay` takes them")
@@ -168,7 +177,7 @@ def parser() -> argparse.ArgumentParser:
     )
     calibrate = add("calibrate", run_calibrate, text)
     calibrate.add_argument(
-        "file", nargs="?", metavar="FILE", help="recording or session folder (default: the streams of the settings, live)"
+        "file", nargs="?", metavar="FILE", help=f"recording ({READ}) or session folder (default: the streams of the settings, live)"
     )
     calibrate.add_argument("--config", required=True, metavar="BED.toml", help="the bed's settings")
     calibrate.add_argument("--quiet", type=part_s, metavar="A-B", help="of the file: the person is at rest, s from its beginning")
@@ -288,6 +297,17 @@ def seconds(text: str) -> float:
     if not 0.0 <= value_s < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a time in s, 0 or more")
     return value_s
+
+
+def speed(text: str) -> float:
+    """How many times as fast."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 100.0:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a speed, 0.01 to 100")
+    return value
 
 
 def part_s(text: str) -> tuple[float, float]:
@@ -655,6 +675,13 @@ def run_replay(args: argparse.Namespace) -> int:
     from controller import replay
 
     return replay.command(args)
+
+
+def run_play(args: argparse.Namespace) -> int:
+    """A recording as streams."""
+    from controller import play
+
+    return play.command(args)
 
 
 def run_score(args: argparse.Namespace) -> int:

@@ -26,8 +26,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from controller import audit, recording
-from controller.xdf import BOUNDARY, CRC, SAMPLES, STREAM_HEADER, crc_path, places
+from controller.xdf import CRC, crc_path
 from drivers.base import FileFormatError
+from drivers.sources.xdf_chunks import BOUNDARY, SAMPLES, STREAM_HEADER, places
 
 if TYPE_CHECKING:
     import argparse

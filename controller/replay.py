@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import artefact, audit, describe, kernels, recording, settings
+from controller import artefact, audit, describe, kernels, reading, recording, settings
 from controller.detector import SpasmDetector
 from controller.guard import event_from_dict
 from controller.limits import Device, prescription_from
@@ -193,18 +193,18 @@ def settings_for(
     SettingsError
         A figure is out of range.
     """
-    channels = ", ".join(f'"{name}"' for name in rec.channels)
+    channels = settings.toml(rec.channels)  # a name may hold quotes
     return settings.parse(
         f"""
 [emg]
 stream_name = "calmloop replay"
 sample_rate_hz = {rec.sample_rate_hz!r}
-channels = [{channels}]
+channels = {channels}
 unit = "uV"
 hold_ms = {hold_ms!r}
 [[emg_rules]]
 name = "all channels"
-channels = [{channels}]
+channels = {channels}
 train = "replay"
 high_pass_hz = {high_pass_hz!r}
 false_alarms_per_h = {false_alarms_per_h!r}
@@ -408,9 +408,7 @@ def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings
     """A recording as the command's options say, the settings that listen to it, and the options."""
     from drivers.sources import files
 
-    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
-    if args.channels:
-        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
+    options = reading.options_of(args)
     rec = files.load(path, **options)
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
     hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0

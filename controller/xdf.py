@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import fcntl
 import io
-import mmap
 import os
 import struct
 import zlib
@@ -28,26 +27,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 from xml.etree import ElementTree
 
 import numpy as np
 
 from drivers.base import FileFormatError
+from drivers.sources.xdf_chunks import (
+    BOUNDARY,
+    BOUNDARY_UUID,
+    CLOCK_OFFSET,
+    FILE_HEADER,
+    MAGIC,
+    SAMPLES,
+    STREAM_FOOTER,
+    STREAM_HEADER,
+    whole_chunks,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
-
-MAGIC = b"XDF:"
-FILE_HEADER, STREAM_HEADER, SAMPLES, CLOCK_OFFSET, BOUNDARY, STREAM_FOOTER = range(1, 7)
-BOUNDARY_UUID = bytes.fromhex("43A546DCCBF5410FB30ED5467383CBE4")  # fixed by the specification
 
 CRC = struct.Struct("<QII")  # of each append: the offset of its end in the file, its length, its CRC32
 
 _DTYPES = {"double64": "<f8", "float32": "<f4", "int64": "<i8"}
-_LENGTH_CODES = {1: "<B", 4: "<I", 8: "<Q"}
 _SAMPLES_HEAD = struct.Struct("<BIHIBI")  # 4 length bytes, length, tag, stream number, 4 length bytes, number of samples
 _TEXT_HEAD = struct.Struct("<BdBI")  # 8 stamp bytes, stamp, 4 length bytes, length
 
@@ -294,49 +299,6 @@ def crc_path(path: Path) -> Path:
     return path.with_suffix(".crc")
 
 
-class Place(NamedTuple):
-    """Where a chunk lies in a file: its bytes, its tag, and its stream's number there (from 1; 0 = of no stream)."""
-
-    start: int
-    end: int
-    tag: int
-    stream: int
-
-
-def places(data: bytes | mmap.mmap) -> Iterator[Place]:
-    """Find every whole chunk of an XDF file, in order; none where it is no XDF file.
-
-    Walks the structure alone. Where the walk meets damage it takes up again at the next boundary, as pyxdf does, so that one bad page does
-    not cost what follows; the place after damage is then that of the boundary's UUID. Never raises on torn or damaged data.
-    """
-    if data[: len(MAGIC)] != MAGIC:
-        return
-    at = len(MAGIC)
-    while True:
-        place = _next_chunk(data, at)
-        if place is None:
-            found = data.find(BOUNDARY_UUID, at)
-            if found < 0:
-                return
-            place = Place(found, found + len(BOUNDARY_UUID), BOUNDARY, 0)
-        yield place
-        at = place.end
-
-
-def whole_chunks(data: bytes | mmap.mmap | str | os.PathLike[str]) -> int:
-    """Count the bytes up to the end of the last whole chunk (see `places`): 0 where it is no XDF file."""
-    if isinstance(data, (str, os.PathLike)):
-        with Path(data).open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:  # which mmap refuses
-                return 0
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                return whole_chunks(view)
-    end = len(MAGIC) if data[: len(MAGIC)] == MAGIC else 0
-    for place in places(data):
-        end = place.end
-    return end
-
-
 def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
     """Read every whole chunk of an XDF file, values and stamps bit for bit as they were written.
 
@@ -374,20 +336,6 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
 def _chunk(tag: int, i: int | None, content: bytes) -> bytes:
     stream = b"" if i is None else struct.pack("<I", i + 1)  # streams are numbered from 1, as LabRecorder does
     return struct.pack("<BIH", 4, 2 + len(stream) + len(content), tag) + stream + content
-
-
-def _next_chunk(data: bytes | mmap.mmap, at: int) -> Place | None:
-    """The chunk at `at`; None where there is no whole one."""
-    code = _LENGTH_CODES.get(data[at]) if at < len(data) else None
-    if code is None or at + 1 + struct.calcsize(code) + 2 > len(data):
-        return None
-    length, tag = struct.unpack_from(code + "H", data, at + 1)
-    content = at + 1 + struct.calcsize(code) + 2
-    end = content - 2 + length
-    of_stream = tag in (STREAM_HEADER, SAMPLES, CLOCK_OFFSET, STREAM_FOOTER)
-    if not FILE_HEADER <= tag <= STREAM_FOOTER or length < (6 if of_stream else 2) or end > len(data):
-        return None
-    return Place(at, end, tag, struct.unpack_from("<I", data, content)[0] if of_stream else 0)
 
 
 def _record(spec: StreamSpec) -> Any:

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from bench import recording
-from controller import xdf
 from tests.rig import ROOT
 
 
@@ -43,7 +42,7 @@ def test_the_judge_finds_what_is_lost(session, tmp_path):
 
 def test_the_judge_finds_a_value_that_is_another(session, tmp_path):
     def change(data):
-        place = [one for one in xdf.places(bytes(data)) if (one.tag, one.stream) == (xdf.SAMPLES, 1)][20]
+        place = [one for one in xdf_chunks.places(bytes(data)) if (one.tag, one.stream) == (xdf_chunks.SAMPLES, 1)][20]
         data[place.end - 3] ^= 1
         return data
 

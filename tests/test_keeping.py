@@ -18,6 +18,7 @@ from bench import recording_writer
 from controller import __main__ as cli
 from controller import audit, keeping, recording, xdf
 from drivers.base import Chunk, FileFormatError
+from drivers.sources import xdf_chunks
 from tests.rig import ROOT
 
 CONFIG = recording_writer.config_of(4, 2000.0)
@@ -88,7 +89,7 @@ def test_a_flipped_bit_which_pyxdf_reads_over_is_named(session, capsys):
 
 def test_a_page_of_zeros_is_found_and_what_it_costs_is_counted(session):
     data = bytearray(signals(session).read_bytes())
-    place = [place for place in xdf.places(bytes(data)) if place.tag == xdf.SAMPLES][200]
+    place = [place for place in xdf_chunks.places(bytes(data)) if place.tag == xdf_chunks.SAMPLES][200]
     data[place.start : place.start + 4096] = bytes(4096)
     signals(session).write_bytes(data)
     found = keeping.verify(session)
@@ -113,14 +114,14 @@ def test_a_side_car_that_is_missing_or_torn_is_no_error_of_the_signals(session, 
 
 def test_torn_sessions_are_cut_and_nothing_is_thrown_away(session, capsys):
     whole = signals(session).read_bytes()
-    headers = next(place.start for place in xdf.places(whole) if place.tag == xdf.SAMPLES)
+    headers = next(place.start for place in xdf_chunks.places(whole) if place.tag == xdf_chunks.SAMPLES)
     rng = random.Random(4)
     for _ in range(25):
         data = whole[: rng.randrange(headers, len(whole))]
         signals(session).write_bytes(data)
         os.utime(signals(session), (1e9, 1e9))
         (session / keeping.TORN).unlink(missing_ok=True)
-        end = xdf.whole_chunks(data)
+        end = xdf_chunks.whole_chunks(data)
         assert (keeping.verify(session).facts["torn_bytes"] > 0) is (end < len(data))
         for _ in range(2):
             keeping.recover(session)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import pyxdf
 
-from controller.xdf import BOUNDARY_UUID, StreamSpec, XdfWriter, read, whole_chunks
+from controller.xdf import StreamSpec, XdfWriter, read
+from drivers.sources.xdf_chunks import BOUNDARY_UUID, whole_chunks
 from drivers.base import FileFormatError
 
 REPO = Path(__file__).resolve().parents[1]

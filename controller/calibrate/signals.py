@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from controller import recording
+from controller import reading, recording
 from controller.calibrate.checks import high_passed, rms
 from controller.replay import START_S
 from controller.settings import EmgRule, ForceRule
@@ -116,10 +116,7 @@ def _of_session(folder: Path, config: Settings, rules: tuple[EmgRule | ForceRule
 def _of_file(path: Path, config: Settings, rules: tuple[EmgRule | ForceRule, ...], args: argparse.Namespace) -> Signals:
     from drivers.sources import files
 
-    options = {name: getattr(args, name) for name in ("variable", "rate_hz", "unit") if getattr(args, name) is not None}
-    if args.channels:
-        options["channels"] = args.channels.split(",") if "," in args.channels else args.channels
-    rec = files.load(path, **options)
+    rec = files.load(path, **reading.options_of(args))
     notes = list(rec.notes)
     emg, emg_t_s = np.zeros((0, len(config.emg.channels) if config.emg else 1)), np.zeros(0)
     if used := needed(rules):

@@ -1,7 +1,8 @@
-"""Recordings of others as arrays: NPZ, CSV/TSV, MATLAB (v4 to v7.3) and OpenSignals HDF5.
+"""Recordings of others as arrays: XDF, EDF(+) and BDF(+), WFDB, Spike2, OpenSignals HDF5, MATLAB (v4 to v7.3), NPZ, CSV/TSV.
 
-One function, `load`. What a file does not say of itself comes from flags or from a side-car TOML next to it (`rec.mat` -> `rec.mat.toml`,
-whose keys are the flags' names; flags win). Whatever was assumed is listed in `Recording.notes`; what would have to be guessed is refused
+One function, `load`. The first four have modules of their own beside this one; all put what a file holds into `held.Held`. What a file
+does not say of itself comes from flags or from a side-car TOML next to it (`rec.mat` -> `rec.mat.toml`, whose keys are the flags' names;
+flags win). Whatever was assumed is listed in `Recording.notes`; what would have to be guessed is refused
 with a list of what the file holds. Code in files (pickles) is never run.
 
 May be imported by anything. No detection, resampling or filtering may ever be here: samples come out as they stand in the file, but for
@@ -14,7 +15,7 @@ import csv
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +23,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drivers.base import FileFormatError
+from drivers.sources.held import UV_PER, Held, plain
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
-_UV_PER = {"v": 1e6, "volt": 1e6, "volts": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
 _S_PER = {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6}
 _FORCE_UNITS = {"n": "N", "nm": "N m", "n m": "N m", "n.m": "N m", "kg": "kg"}
 _TIME_NAME = re.compile(r"(?:t|time|times|timestamp|timestamps)(?:[ _]?(s|sec|ms|us))?", re.IGNORECASE)
 _RATE_NAMES = ("fs", "rate", "fsamp", "srate", "sfreq", "samplerate", "samplingrate", "samplefrequency", "samplingfrequency")
+FORMATS = "XDF, EDF, BDF, WFDB .hea, Spike2 .smr and .smrx, OpenSignals .h5, MATLAB .mat, NPZ, CSV/TSV/TXT"
 _FLAGS = tuple(p + flag for p in ("", "force_") for flag in ("variable", "channels", "names", "unit", "rate_hz", "rate_variable"))
 
 
@@ -48,6 +50,7 @@ class Recording:
     sample_rate_hz : float
     channels : tuple of str
     force : (n_force_samples, n_force_channels) float64 in `force_unit`, or None
+        Begins with the EMG.
     force_sample_rate_hz : float or None
     force_channels : tuple of str
     force_unit : str
@@ -109,7 +112,8 @@ def load(
     rate_variable : str
         The scalar that holds the sampling rate.
     force_variable, force_channels : see above
-        Force is read where one of the two is given; `force_channels` alone picks columns of the EMG's array.
+        Force is read where one of the two is given, or where the file calls one of its signals so (an XDF stream of type Force);
+        `force_channels` alone picks columns of the EMG's array.
 
     Returns
     -------
@@ -128,7 +132,7 @@ def load(
     emg_from = flags["variable"] or _pick(held, flags)
     emg = _table(held, emg_from)
     columns = _columns(held, emg, flags["channels"])
-    force_from = flags["force_variable"] or (emg_from if flags["force_channels"] else None)
+    force_from = flags["force_variable"] or (emg_from if flags["force_channels"] else _default_force(held, emg_from))
     force: _Table | None = None
     if force_from:
         force = _table(held, force_from)
@@ -145,6 +149,7 @@ def load(
     if force is not None:
         same = len(force.values) == len(emg.values)
         force_hz = _rate_hz(held, force, flags, "force_", emg_hz if same else None)
+        _cut_to_one_start(held, emg, emg_hz, force, force_hz)
     return Recording(
         emg=np.ascontiguousarray(emg.values * uv_per_unit),
         unit=emg_unit,
@@ -155,7 +160,7 @@ def load(
         force_channels=() if force is None else force.labels,
         force_unit="" if force is None else _force_unit(held, force, flags["force_unit"]),
         path=path,
-        notes=held.notes,
+        notes=list(dict.fromkeys(held.notes)),
     )
 
 
@@ -192,59 +197,24 @@ def _checked(where: Path, key: str, value: Any) -> Any:
         raise FileFormatError(f"{where}: {key} = {value!r} is not a rate in Hz")
     if not isinstance(value, str) or not value:
         raise FileFormatError(f"{where}: {key} = {value!r} is not a text")
-    if key == "unit" and value != "raw" and _plain(value) not in _UV_PER:
+    if key == "unit" and value != "raw" and plain(value) not in UV_PER:
         raise FileFormatError(f"{where}: unit = {value!r} is none of V, mV, uV, nV, raw")
     return value
 
 
-# --- what a file holds ----------------------------------------------------------------------------------------------------------------
-@dataclass(slots=True)
-class _Held:
-    """All that a file holds, under flat names; structures are flattened with dots."""
-
-    path: Path
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # of any dtype and shape; scalars have no axes
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    others: dict[str, str] = field(default_factory=dict)  # what we cannot use, in words
-    rates_hz: dict[str, float] = field(default_factory=dict)  # of an array, by the file's own metadata
-    units: dict[str, str] = field(default_factory=dict)
-    default: tuple[str, ...] = ()  # the arrays to take together where none is named
-    notes: list[str] = field(default_factory=list)
-
-    def error(self, text: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: {text}")
-
-    def listing(self) -> str:
-        items = [f"{name} {array.shape} {array.dtype}" for name, array in self.arrays.items()]
-        items += [f"{name} text" for name in self.texts] + [f"{name} {what}" for name, what in self.others.items()]
-        return "it holds " + ("; ".join(items[:60]) + ("; ..." if len(items) > 60 else "") if items else "nothing")
-
-    def put(self, name: str, value: Any) -> None:
-        """Sort in a value of whatever kind, looking into cells."""
-        if isinstance(value, (str, bytes)):
-            self.texts[name] = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value]
-            return
-        array = np.asarray(value)
-        if array.dtype.kind in "US":
-            self.texts[name] = [str(item) for item in array.ravel()]
-        elif array.dtype.kind in "biufc":
-            self.arrays[name] = array
-        elif array.dtype.kind == "O" and array.size and all(isinstance(item, str) for item in array.flat):
-            self.texts[name] = [str(item) for item in array.flat]
-        else:
-            self.others[name] = f"{array.shape} {array.dtype}"
-
-
-def _open(path: Path) -> _Held:
+# --- readers, by what a file begins with ------------------------------------------------------------------------------------------------
+def _open(path: Path) -> Held:
     """Choose the reader by what the file begins with, then by its name."""
+    from drivers.sources import edf, spike2, wfdb, xdf_file
+
     try:
         with path.open("rb") as file:
             head = file.read(520)
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from error
-    held = _Held(path)
+    held = Held(path)
     suffix = path.suffix.lower()
-    read: Callable[[_Held], None]
+    read: Callable[[Held], None]
     if not head:
         raise held.error("empty")
     if b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:]):
@@ -253,10 +223,18 @@ def _open(path: Path) -> _Held:
         read = _read_numpy
     elif head.startswith(b"MATLAB 5.0") or (suffix == ".mat" and not head.startswith(b"MATLAB 7.3")):
         read = _read_matlab
+    elif head.startswith(xdf_file.MAGIC):
+        read = xdf_file.read_into
+    elif head.startswith(edf.MAGICS):
+        read = edf.read_into
+    elif suffix == ".hea" or (suffix == ".dat" and path.with_suffix(".hea").is_file()):
+        read = wfdb.read_into
+    elif suffix in (".smr", ".smrx"):
+        read = spike2.read_into
     elif suffix in (".csv", ".tsv", ".txt") and b"\x00" not in head:
         read = _read_table
     else:
-        raise held.error("not, or no longer, one of NPZ, CSV/TSV/TXT, MATLAB .mat, OpenSignals .h5")
+        raise held.error(f"not, or no longer, one of {FORMATS}")
     try:
         read(held)
     except FileFormatError:
@@ -266,7 +244,7 @@ def _open(path: Path) -> _Held:
     return held
 
 
-def _read_numpy(held: _Held) -> None:
+def _read_numpy(held: Held) -> None:
     with held.path.open("rb") as file:
         content = np.load(file, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -281,7 +259,7 @@ def _read_numpy(held: _Held) -> None:
                 held.others[name] = "pickled objects (never loaded: they may run code)"
 
 
-def _read_matlab(held: _Held) -> None:
+def _read_matlab(held: Held) -> None:
     """MATLAB v4 to v7, by SciPy."""
     import scipy.io
 
@@ -300,7 +278,7 @@ def _read_matlab(held: _Held) -> None:
             put(name, value)
 
 
-def _read_hdf5(held: _Held) -> None:
+def _read_hdf5(held: Held) -> None:
     """MATLAB v7.3, OpenSignals (a group a device, its rate an attribute, counts in `raw/channel_N`), or plain HDF5."""
     import h5py
 
@@ -339,7 +317,7 @@ def _read_hdf5(held: _Held) -> None:
         file.visititems(visit)
 
 
-def _put_opensignals(held: _Held, prefix: str, device: Any) -> None:
+def _put_opensignals(held: Held, prefix: str, device: Any) -> None:
     def text(value: Any) -> str:
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
@@ -360,7 +338,7 @@ def _put_opensignals(held: _Held, prefix: str, device: Any) -> None:
 
 
 # --- tables of text -------------------------------------------------------------------------------------------------------------------
-def _read_table(held: _Held) -> None:
+def _read_table(held: Held) -> None:
     content = held.path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -436,9 +414,12 @@ class _Table:
     variables: tuple[str, ...]
 
 
-def _pick(held: _Held, flags: dict[str, Any]) -> tuple[str, ...]:
+def _pick(held: Held, flags: dict[str, Any]) -> tuple[str, ...]:
     """Choose the array to take where no flag names one: what the format itself says, or the only one that can be meant."""
     taken = {*(flags["force_variable"] or ()), flags["rate_variable"], flags["force_rate_variable"]}
+    wanted = flags["channels"] or ()
+    if wanted and all(name in held.rates_hz and name not in held.columns for name in wanted):
+        return tuple(wanted)  # where each channel is a variable of its own, its name says all
     default = tuple(name for name in held.default if name not in taken)
     if default:
         if len(default) < len(held.arrays):
@@ -460,7 +441,37 @@ def _pick(held: _Held, flags: dict[str, Any]) -> tuple[str, ...]:
     return (found[0],)
 
 
-def _table(held: _Held, variables: tuple[str, ...]) -> _Table:
+def _default_force(held: Held, emg_from: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Take what the file itself calls force, if it can be used: nobody asked for it, so it must not cost the EMG."""
+    if held.default_force is None or held.default_force in emg_from:
+        return None
+    try:
+        _force_unit(held, _table(held, (held.default_force,)), None)
+    except FileFormatError as error:
+        held.notes.append(f"force left out: {error}")
+        return None
+    held.notes.append(f"taken as force: {held.default_force}")
+    return (held.default_force,)
+
+
+def _cut_to_one_start(held: Held, emg: _Table, emg_hz: float, force: _Table, force_hz: float) -> None:
+    """Where the file says when its signals begin, cut from the earlier one what the other does not have."""
+    starts_s = [held.starts_s.get(table.variables[0]) for table in (emg, force)]
+    if starts_s[0] is None or starts_s[1] is None:
+        return
+    late_s = starts_s[1] - starts_s[0]
+    if abs(late_s) * min(emg_hz, force_hz) < 1:
+        return  # less than a sample of the slower one
+    for what, table, rate_hz, early_s in (("EMG", emg, emg_hz, late_s), ("force", force, force_hz, -late_s)):
+        n = round(early_s * rate_hz)
+        if n > 0:
+            if n > len(table.values) - 2:
+                raise held.error(f"{emg.variables[0]!r} and {force.variables[0]!r} were not recorded at one time")
+            table.values = table.values[n:]
+            held.notes.append(f"{what} begins {early_s:.3f} s earlier: its first {n} samples are left out")
+
+
+def _table(held: Held, variables: tuple[str, ...]) -> _Table:
     """Variables of one length side by side, time first."""
     parts: list[NDArray[np.float64]] = []
     labels: list[str] = []
@@ -470,17 +481,19 @@ def _table(held: _Held, variables: tuple[str, ...]) -> _Table:
         n_columns = columns.shape[1]
         if parts and len(columns) != len(parts[0]):
             raise held.error(f"variables {variables[0]!r} and {name!r} have {len(parts[0])} and {len(columns)} samples: not one signal")
-        own = _texts_near(held, name, n_columns) if columns.shape[1] > 1 else []
+        own = [_label_and_unit(text) for text in _texts_near(held, name, n_columns)] if n_columns > 1 else []
+        own = held.columns.get(name) or own
         stated = _stated_unit(held, name)
         for k in range(n_columns):
-            label, unit = _label_and_unit(own[k]) if own else (name if n_columns == 1 else f"{k + 1}", "")
+            label, unit = own[k] if own else (name if n_columns == 1 else f"{k + 1}", "")
             labels.append(label if own or n_columns == 1 or len(variables) == 1 else f"{name}.{label}")
             units.append(unit or stated)
+        held.notes += held.remarks.get(name, [])
         parts.append(columns)
     return _Table(np.hstack(parts), tuple(labels), tuple(units), variables)
 
 
-def _as_columns(held: _Held, name: str) -> NDArray[np.float64]:
+def _as_columns(held: Held, name: str) -> NDArray[np.float64]:
     """Give the array as (n_samples, n_channels) float64, every value finite."""
     if name not in held.arrays:
         kind = "is text, not numbers" if name in held.texts else "cannot be used" if name in held.others else "is not there"
@@ -497,7 +510,7 @@ def _as_columns(held: _Held, name: str) -> NDArray[np.float64]:
         raise held.error(f"{what}: more than two axes")
     if array.ndim == 1:
         array = array[:, None]
-    elif array.shape[1] > array.shape[0]:
+    elif array.shape[1] > array.shape[0] and name not in held.rates_hz:
         array = array.T
         held.notes.append(f"{name} has more columns than rows: turned to {array.shape[0]} samples of {array.shape[1]} channels")
     finite = np.isfinite(array)
@@ -510,7 +523,7 @@ def _as_columns(held: _Held, name: str) -> NDArray[np.float64]:
     return array.astype(np.float64)
 
 
-def _columns(held: _Held, table: _Table, wanted: tuple[str | int, ...] | None) -> list[int]:
+def _columns(held: Held, table: _Table, wanted: tuple[str | int, ...] | None) -> list[int]:
     """Places of the wanted channels: names first, then numbers from 1, then ranges."""
     if wanted is None:
         return list(range(len(table.labels)))
@@ -529,7 +542,7 @@ def _columns(held: _Held, table: _Table, wanted: tuple[str | int, ...] | None) -
     return chosen
 
 
-def _chosen(held: _Held, table: _Table, columns: list[int], names: tuple[str, ...] | None) -> _Table:
+def _chosen(held: Held, table: _Table, columns: list[int], names: tuple[str, ...] | None) -> _Table:
     if names and len(names) != len(columns):
         raise held.error(f"{len(names)} names for {len(columns)} channels")
     labels = names or tuple(table.labels[column] for column in columns)
@@ -537,22 +550,18 @@ def _chosen(held: _Held, table: _Table, columns: list[int], names: tuple[str, ..
 
 
 # --- units ----------------------------------------------------------------------------------------------------------------------------
-def _plain(unit: str) -> str:
-    return unit.strip().replace("µ", "u").replace("μ", "u").lower()
-
-
 def _label_and_unit(label: str) -> tuple[str, str]:
     """Split "soleus [mV]" or "soleus (mV)"; round brackets only around a unit that we know."""
     label = label.strip()
     if match := re.fullmatch(r"(.*?)\s*\[([^\[\]]*)\]", label):
         return match[1], match[2].strip()
     match = re.fullmatch(r"(.*?)\s*\(([^()]+)\)", label)
-    if match and _plain(match[2]) in {**_UV_PER, **_S_PER, **_FORCE_UNITS}:
+    if match and plain(match[2]) in {**UV_PER, **_S_PER, **_FORCE_UNITS}:
         return match[1], match[2].strip()
     return label, ""
 
 
-def _stated_unit(held: _Held, name: str) -> str:
+def _stated_unit(held: Held, name: str) -> str:
     """Find the unit of a variable: metadata, a text `unit(s)` in the same structure, or the end of its name (`emg_uv`)."""
     if held.units.get(name):
         return held.units[name]
@@ -560,27 +569,27 @@ def _stated_unit(held: _Held, name: str) -> str:
         for full in {_sibling(name, key), f"{name}_{key}"}:
             if len(held.texts.get(full, ())) == 1:
                 return held.texts[full][0]
-    end = _plain(_last(name).rpartition("_")[2]) if "_" in _last(name) else ""
+    end = plain(_last(name).rpartition("_")[2]) if "_" in _last(name) else ""
     return end if end in ("uv", "mv", "n", "nm") else ""
 
 
-def _emg_unit(held: _Held, emg: _Table, given: str | None) -> tuple[str, float]:
+def _emg_unit(held: Held, emg: _Table, given: str | None) -> tuple[str, float]:
     """Choose the unit, and the µV in one of what the file holds (1 for raw)."""
-    stated = {unit if _plain(unit) not in _UV_PER else _plain(unit) for unit in emg.units}
+    stated = {unit if plain(unit) not in UV_PER else plain(unit) for unit in emg.units}
     if given is None and len(stated) > 1:
         count = ", ".join(f"{unit or 'none'} ({sum(u == unit for u in emg.units)})" for unit in dict.fromkeys(emg.units))
         raise held.error(f"channels have several units: {count}; choose 'channels', or give 'unit'")
     unit = given or stated.pop()
-    if _plain(unit) in _UV_PER:
+    if plain(unit) in UV_PER:
         if given is None:
             held.notes.append(f"EMG unit {emg.units[0]}, as the file says")
-        return "uV", _UV_PER[_plain(unit)]
+        return "uV", UV_PER[plain(unit)]
     if unit != "raw":
         held.notes.append(f"unit {unit!r} is no voltage: taken as raw" if unit else "no unit said: EMG taken as raw")
     return "raw", 1.0
 
 
-def _force_unit(held: _Held, force: _Table, given: str | None) -> str:
+def _force_unit(held: Held, force: _Table, given: str | None) -> str:
     if given is None and len(set(force.units)) > 1:
         raise held.error(f"force channels have several units: {', '.join(force.units)}; choose 'force_channels', or give 'force_unit'")
     unit = given or force.units[0]
@@ -590,7 +599,7 @@ def _force_unit(held: _Held, force: _Table, given: str | None) -> str:
 
 
 # --- rates ----------------------------------------------------------------------------------------------------------------------------
-def _rate_hz(held: _Held, table: _Table, flags: dict[str, Any], role: str, fallback_hz: float | None = None) -> float:
+def _rate_hz(held: Held, table: _Table, flags: dict[str, Any], role: str, fallback_hz: float | None = None) -> float:
     """Sampling rate of a signal: flag, the file's word for each of its variables, or `fallback_hz`."""
     if flags[role + "rate_hz"] is not None:
         given_hz = float(flags[role + "rate_hz"])
@@ -617,7 +626,7 @@ def _rate_hz(held: _Held, table: _Table, flags: dict[str, Any], role: str, fallb
     raise held.error(f"no sampling rate for {', '.join(table.variables)}; give '{flag}' or '{role}rate_variable'; {held.listing()}")
 
 
-def _own_rate_hz(held: _Held, name: str, n_samples: int, role: str) -> float | None:
+def _own_rate_hz(held: Held, name: str, n_samples: int, role: str) -> float | None:
     """Find what the file says of the rate of one variable; None where it says nothing."""
     if name in held.rates_hz:
         return _positive_hz(held, f"sampling rate of {name!r}", held.rates_hz[name])
@@ -648,11 +657,11 @@ def _own_rate_hz(held: _Held, name: str, n_samples: int, role: str) -> float | N
     for full, array in held.arrays.items():
         match = _TIME_NAME.fullmatch(_last(full))
         if match and array.size == n_samples and full.rpartition(".")[0] in (own, ""):
-            return _rate_of_times_hz(held, full, _plain(match[1] or held.units.get(full, "")), who)
+            return _rate_of_times_hz(held, full, plain(match[1] or held.units.get(full, "")), who)
     return None
 
 
-def _rate_of_times_hz(held: _Held, name: str, unit: str, who: str) -> float:
+def _rate_of_times_hz(held: Held, name: str, unit: str, who: str) -> float:
     """Rate of evenly spaced times; a step off by half a sample (a gap, a repeat) is refused with its row."""
     if unit not in _S_PER:
         raise held.error(f"{name!r}: times in {unit!r}; known: s, ms, us; or give 'rate_hz'")
@@ -673,7 +682,7 @@ def _rate_of_times_hz(held: _Held, name: str, unit: str, who: str) -> float:
     return rate_hz
 
 
-def _scalar_hz(held: _Held, name: str) -> float:
+def _scalar_hz(held: Held, name: str) -> float:
     array = held.arrays.get(name)
     if array is None or array.size != 1 or array.dtype.kind not in "iuf":
         raise held.error(f"rate variable {name!r} is not one number; {held.listing()}")
@@ -685,7 +694,7 @@ def _tidy_hz(rate_hz: float, relative_error: float = 0.0) -> float:
     return float(round(rate_hz) if abs(rate_hz - round(rate_hz)) <= rate_hz * (relative_error + 1e-12) and round(rate_hz) else rate_hz)
 
 
-def _positive_hz(held: _Held, name: str, rate_hz: float) -> float:
+def _positive_hz(held: Held, name: str, rate_hz: float) -> float:
     if not (isfinite(rate_hz) and rate_hz > 0):
         raise held.error(f"{name} = {rate_hz}: not a sampling rate")
     return rate_hz
@@ -701,7 +710,7 @@ def _sibling(name: str, key: str) -> str:
     return f"{own}.{key}" if own else key
 
 
-def _texts_near(held: _Held, name: str, n: int) -> list[str]:
+def _texts_near(held: Held, name: str, n: int) -> list[str]:
     """Find the one list of n texts in the variable's structure or at the top: its labels; [] where there is none, or several."""
     own = name.rpartition(".")[0]
     for scope in (own, ""):
