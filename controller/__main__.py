@@ -137,6 +137,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|CHANNEL|find",
         help="when the recording was stimulated: times in s a line, a channel that rises, or 'find' by the artefacts",
     )
+    replay.add_argument("--jobs", type=count, default=1, metavar="N", help="so many recordings at a time, each in a process (default 1)")
+    replay.add_argument("--speed", type=times, metavar="N", help="no faster than N times real time, to leave the processor to others")
+    replay.add_argument(
+        "--what-if", metavar="OTHER.toml", help="of a session: what the loop would have decided by other settings, and in what that differs"
+    )
 
     score = add("score", run_score, "events against labels: hits, latencies, false alarms per hour of quiet time")
     score.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings, as `calmloop replay` takes them")
@@ -279,6 +284,24 @@ def seconds(text: str) -> float:
     if not 0.0 <= value_s < float("inf"):
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a time in s, 0 or more")
     return value_s
+
+
+def count(text: str) -> int:
+    """A number of processes."""
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number from 1 to 256")
+    return int(text)
+
+
+def times(text: str) -> float:
+    """A speed in times real time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a speed in times real time, such as 2 or 0.5")
+    return value
 
 
 def part_s(text: str) -> tuple[float, float]:
@@ -636,9 +659,9 @@ def run_audit_verify(args: argparse.Namespace) -> int:
 
 def run_replay(args: argparse.Namespace) -> int:
     """Sessions are compared, other files give detections."""
-    from controller import replay
+    from controller import replay_command
 
-    return replay.command(args)
+    return replay_command.command(args)
 
 
 def run_score(args: argparse.Namespace) -> int:

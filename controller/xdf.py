@@ -1,8 +1,8 @@
 """XDF 1.0 files: an append-only writer that survives a kill at any byte, and a reader that gives back exactly what was written.
 
 Format: https://github.com/sccn/xdf/wiki/Specifications. A file is "XDF:" and chunks, each [NumLengthBytes][Length][uint16 tag][content],
-little-endian. Nobody keeps a Python writer, and the format is small, so it is here; reading is left to pyxdf, so that every test of a
-round trip is also one of an independent reader.
+little-endian. Nobody keeps a Python writer, and the format is small, so it is here. What it wrote is read by `xdf_own`, all else by pyxdf,
+which the tests of the round trip hold beside it as an independent reader.
 
 What makes it safe: all headers are on the disk before the first sample; a chunk is one `write`, never buffered in this process; every
 sample carries its own time stamp; a footer, which may be torn, is never needed. A reader first trims the file to its last whole chunk
@@ -269,6 +269,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
     """
     import pyxdf  # here, since the recording process only writes
 
+    from controller import xdf_own
+
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -277,10 +279,12 @@ def read(path: str | os.PathLike[str]) -> dict[str, Stream]:
         raise FileFormatError(f"{path}: {'not an XDF file' if content else 'empty'}")
     whole = whole_chunks(content)
     try:
-        with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
-            streams, _ = pyxdf.load_xdf(
-                io.BytesIO(memoryview(content)[:whole]), synchronize_clocks=False, handle_clock_resets=False, dejitter_timestamps=False
-            )
+        streams = xdf_own.raw_streams(memoryview(content)[:whole])
+        if streams is None:
+            with np.errstate(all="ignore"):  # pyxdf divides by the duration, which may be 0
+                streams, _ = pyxdf.load_xdf(
+                    io.BytesIO(memoryview(content)[:whole]), synchronize_clocks=False, handle_clock_resets=False, dejitter_timestamps=False
+                )
         found = [_stream(raw) for raw in streams]
     except Exception as error:  # pyxdf meets damage with whatever error comes up
         raise FileFormatError(f"{path}: damaged within its first {whole} bytes: {type(error).__name__}: {error}") from error
@@ -313,7 +317,12 @@ def _record(spec: StreamSpec) -> Any:
     """One sample as it lies in the file, None for text."""
     if spec.channel_format == "string":
         return None
-    return np.dtype([("stamp_bytes", "u1"), ("stamp_s", "<f8"), ("values", _DTYPES[spec.channel_format], (len(spec.channels),))])
+    return record(_DTYPES[spec.channel_format], len(spec.channels))
+
+
+def record(number_format: str, n_channels: int) -> Any:
+    """One sample of numbers as it lies in our files: it carries its own stamp, of 8 bytes."""
+    return np.dtype([("stamp_bytes", "u1"), ("stamp_s", "<f8"), ("values", number_format, (n_channels,))])
 
 
 # --- headers --------------------------------------------------------------------------------------------------------------------------
