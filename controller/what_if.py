@@ -176,7 +176,7 @@ def compare(session: Session, config: Settings, tick: Callable[[float, float], N
         before = heard_was[was.rules.index(name)] if name in was.rules else []
         after = heard_now[now.rules.index(name)] if name in now.rules else []
         rules[name] = _sides(_paired(before, after, _span_s), _decision, origin_s)
-    facts = {
+    facts: dict[str, Any] = {
         "session": str(session.folder),
         "seconds": (last_ns - first_ns) * 1e-9,
         "cycles": cycles,

@@ -25,7 +25,7 @@ def soleus(bed):
     bed.daemon.arm()
     bed.go()
     bed.wait_for_trains(2)
-    time.sleep(0.8)
+    time.sleep(0.5)
 
 
 def torque(bed):
@@ -41,26 +41,11 @@ def torque(bed):
     time.sleep(0.2)
 
 
-def joined(bed):
-    """EMG and torque that ask together, and a body that is no longer heard."""
-    bed.daemon.arm()
-    bed.go()
-    bed.wait_for_trains(1)
-    bed.bench.source.end()
-    time.sleep(0.3)
-
-
 DEMO = settings.load(settings.default_config("demo.toml"))
 EMG = {"emg": DEMO.emg.model_copy(update={"channels": ("SOL1", "SOL2")})}
-JOIN = settings.Join(name="both", rules=("soleus EMG", "plantarflexion torque"), how="any")
 SESSIONS = {
     soleus: EMG | {"force": None, "force_rules": ()},
     torque: {"emg": None, "emg_rules": ()},
-    joined: {
-        "emg": DEMO.emg.model_copy(update={"channels": ("SOL1",)}),
-        "emg_rules": (DEMO.emg_rules[0].model_copy(update={"channels": ("SOL1",)}),),
-        "joins": (JOIN,),
-    },
 }
 
 
@@ -73,7 +58,11 @@ class Bed:
         config = demo.pointed_at(config, self.bench.port, "calmloop-golden")
         session = config.session.model_copy(update={"folder": str(folder / "sessions")})
         self.daemon = demo.LiveDaemon(config.model_copy(update={"session": session}), "golden", folder)
-        self.session = Path(self.daemon.wait_until_quiet(self.bench)["session"])
+        try:
+            self.session = Path(self.daemon.wait_until_quiet(self.bench)["session"])
+        except demo.DemoError:
+            self.close()
+            raise
 
     def go(self):
         self.bench.source.send("go 60")

@@ -5,6 +5,7 @@ How to make them anew: `tests.golden`.
 
 import getpass
 import json
+import math
 import socket
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 import pyxdf
 
 from controller import __main__ as cli
-from controller import detector, recording, replay, settings, what_if, xdf_own
+from controller import detector, recording, replay, settings, what_if, xdf, xdf_own
 from tests import golden
 
 NAMES = sorted(play.__name__ for play in golden.SESSIONS)
-RULE = {"soleus": "soleus EMG", "torque": "plantarflexion torque", "joined": "both"}
+RULE = {"soleus": "soleus EMG", "torque": "plantarflexion torque"}
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +83,34 @@ def test_what_if_nothing_changes(name, folders, capsys):
 
 
 def test_what_if_fewer_false_alarms_were_asked_for(folders, tmp_path, capsys):
-    """A higher threshold of a CUSUM is crossed later, or never; what was said before stays."""
+    """The threshold differs by the logarithm of the two rates from the first cycle on: that is named, and what it changed."""
     folder = folders["soleus"]
     path = other(folder, tmp_path, "false_alarms_per_h = 0.04", "false_alarms_per_h = 0.001")
-    assert cli.main(["replay", str(folder), "--what-if", path, "--json"]) == 1
+    cli.main(["replay", str(folder), "--what-if", path, "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert facts["changes"] == ["emg_rules soleus EMG: false_alarms_per_h 0.04 -> 0.001"]
-    assert facts["first_difference"]["field"] == "soleus EMG: threshold"
-    assert facts["first_difference"]["cycle"] == 1
-    first = facts["rules"]["soleus EMG"]["both"][0]
+    first = facts["first_difference"]
+    assert (first["loop"], first["cycle"], first["field"]) == (1, 1, "soleus EMG: threshold")
+    assert first["new"] - first["recorded"] == pytest.approx(math.log(40))
+    assert all(pair["later"]["decided_ms"] >= 0 for pair in facts["rules"]["soleus EMG"]["both"])
+    cli.main(["replay", str(folder), "--what-if", path])
+    assert "first cycle that differs: loop 1 cycle 1, soleus EMG: threshold" in capsys.readouterr().out
+
+
+def test_what_if_the_torque_had_to_be_higher(folders, tmp_path, capsys):
+    """Torque that rises meets the higher threshold later; guard had given pulses by then, so the patient would have been another."""
+    folder = folders["torque"]
+    path = other(folder, tmp_path, "\nthreshold = 3.0", "\nthreshold = 3.5")
+    assert cli.main(["replay", str(folder), "--what-if", path, "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    first, asked = facts["rules"][RULE["torque"]]["both"][0], facts["requests"]["both"][0]
     assert first["later"]["decided_ms"] > 0
     assert first["new"]["decided_s"] - first["recorded"]["decided_s"] == pytest.approx(first["later"]["decided_ms"] / 1000, abs=1e-6)
-    # guard gave pulses to the recorded request, at a time when the other settings were not sure yet
-    asked = facts["requests"]["both"][0]
     assert asked["recorded"]["answer"] == "pulses"
     assert facts["certain_until_s"] == asked["recorded"]["decided_s"] == first["recorded"]["decided_s"]
     assert asked["later"]["decided_ms"] == first["later"]["decided_ms"]
     assert cli.main(["replay", str(folder), "--what-if", path]) == 1
     said = capsys.readouterr().out
-    assert "first cycle that differs: loop 1 cycle 1, soleus EMG: threshold" in said
     assert f"THE FIRST REQUEST THAT DIFFERS IS AT {facts['certain_until_s']:.3f} s" in said
     assert f"decided {first['later']['decided_ms']:+.1f} ms" in said
 
