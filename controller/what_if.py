@@ -276,7 +276,7 @@ def _sides(pairs: list[tuple[Any, Any]], facts: Callable[[Any, float], dict[str,
     for before, after in pairs:
         if before and after:
             a, b = facts(before, origin_s), facts(after, origin_s)
-            late = {f"{name}_ms": _later_ms(a[f"{name}_s"], b[f"{name}_s"]) for name in ("onset", "decided")}
+            late = {f"{name}_ms": _later_ms(a[f"{name}_s"], b[f"{name}_s"]) for name in ("onset", "decided", "offset") if f"{name}_s" in a}
             sides["both"].append({"recorded": a, "new": b, "later": late})
         else:
             sides["only_recorded" if before else "only_new"].append(facts(before or after, origin_s))
@@ -288,7 +288,7 @@ def _later_ms(was_s: float | None, now_s: float | None) -> float | None:
 
 
 def _moved(pair: dict[str, Any]) -> bool:
-    return any(pair["recorded"][name] != pair["new"][name] for name in pair["new"] if name not in ("answer", "event"))
+    return any(pair["recorded"][name] != pair["new"][name] for name in pair["new"] if name not in ("answer", "event"))  # guard's, a count
 
 
 # --- words ------------------------------------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def words(facts: dict[str, Any]) -> Iterable[str]:
         both, gone, new = part["both"], part["only_recorded"], part["only_new"]
         moved = [pair for pair in both if _moved(pair)]
         yield f"{name}: {len(both)} in both ({len(moved)} otherwise), {len(gone)} only recorded, {len(new)} only new"
-        rows = [(pair["recorded"]["decided_s"], "both", _moves(pair)) for pair in moved]
+        rows = [(min(pair["recorded"]["decided_s"], pair["new"]["decided_s"]), "both", _moves(pair)) for pair in moved]
         rows += [(one["decided_s"], "only recorded", _one(one)) for one in gone] + [
             (one["decided_s"], "only new", _one(one)) for one in new
         ]
@@ -321,11 +321,13 @@ def words(facts: dict[str, Any]) -> Iterable[str]:
     yield "guard was not asked again: its answers and pulses are as recorded; limits and doses of these settings are not in this"
 
 
+_NOT_MOVES = ("answer", "event", "cycle")  # said by the times, or the recording's alone
+
+
 def _moves(pair: dict[str, Any]) -> str:
-    later = [f"{name} {pair['later'][f'{name}_ms']:+.1f} ms" for name in ("onset", "decided") if pair["later"][f"{name}_ms"]]
-    fields = [name for name in pair["new"] if pair["recorded"][name] != pair["new"][name] and name not in ("answer", "event", "cycle")]
-    rest = [f"{name} {pair['recorded'][name]} -> {pair['new'][name]}" for name in fields if name not in ("onset_s", "decided_s")]
-    return ", ".join(later + rest)
+    moved = [f"{name[:-3]} {late_ms:+.1f} ms" for name, late_ms in pair["later"].items() if late_ms]
+    fields = [name for name in pair["new"] if pair["recorded"][name] != pair["new"][name] and not name.endswith("_s")]
+    return ", ".join(moved + [f"{name} {pair['recorded'][name]} -> {pair['new'][name]}" for name in fields if name not in _NOT_MOVES])
 
 
 def _one(one: dict[str, Any]) -> str:

@@ -92,9 +92,12 @@ def strip(session, config, folder):
                 if name == "notes":
                     end = {"what": recording.END, "rows": 0, "hmac": ""}
                     writer.samples(i, stream.stamps_s[-1:], [json.dumps(end)])
-                elif name == "guard":  # it knows the port it was at
-                    port = session.config.stimulator.port
-                    writer.samples(i, stream.stamps_s, [row.replace(port, config.stimulator.port) for row in stream.values])
+                elif name == "guard":
+                    port = session.config.stimulator.port  # which its rows know
+                    rows = [json.loads(row.replace(port, config.stimulator.port)) for row in stream.values]
+                    for row in rows:
+                        row.pop("pid", None), row.pop("realtime", None)
+                    writer.samples(i, stream.stamps_s, [json.dumps(row, separators=(",", ":")) for row in rows])
                 else:
                     writer.samples(i, stream.stamps_s, stream.values)
         (folder / PACKED).write_bytes(lzma.compress(path.read_bytes(), preset=9 | lzma.PRESET_EXTREME))

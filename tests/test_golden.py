@@ -1,12 +1,18 @@
 """Sessions that were recorded once replay to the same decisions, bit for bit, until somebody changes a decision on purpose.
 
 How to make them anew: `tests.golden`.
+
+Is it exact on another processor? No kernel is compiled with `fastmath`, so LLVM neither reorders nor fuses; what is left are numpy's and
+the C library's functions, in the design of filters above all. Tried on these sessions: numpy without AVX-512, and glibc without AVX and FMA
+(`NPY_DISABLE_CPU_FEATURES`, `GLIBC_TUNABLES`), change no bit; numpy without AVX2 and FMA3 changes the last bit of a filter, and with it of
+a statistic. So it is exact on every x86-64 with AVX2 and FMA3 (made since 2013), and asked for there alone.
 """
 
 import getpass
 import json
 import math
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +32,11 @@ def folders(tmp_path_factory):
     return {name: golden.unpack(name, folder) for name in NAMES}
 
 
+FLAGS = set(Path("/proc/cpuinfo").read_text().split())
+exact = pytest.mark.skipif(not {"avx2", "fma"} <= FLAGS, reason="no x86-64 with AVX2 and FMA3: filters differ in their last bit")
+
+
+@exact
 @pytest.mark.parametrize("name", NAMES)
 def test_a_golden_session_replays_identically(name, folders):
     result = replay.replay_session(folders[name])
@@ -66,6 +77,7 @@ def other(folder, tmp_path, was, now):
     return str(path)
 
 
+@exact
 @pytest.mark.parametrize("name", NAMES)
 def test_what_if_nothing_changes(name, folders, capsys):
     path = str(folders[name] / "settings.toml")
@@ -97,17 +109,17 @@ def test_what_if_fewer_false_alarms_were_asked_for(folders, tmp_path, capsys):
     assert "first cycle that differs: loop 1 cycle 1, soleus EMG: threshold" in capsys.readouterr().out
 
 
-def test_what_if_the_torque_had_to_be_higher(folders, tmp_path, capsys):
-    """Torque that rises meets the higher threshold later; guard had given pulses by then, so the patient would have been another."""
+def test_what_if_less_torque_were_enough(folders, tmp_path, capsys):
+    """Torque that rises meets the lower threshold earlier: from then on the patient would have been another."""
     folder = folders["torque"]
-    path = other(folder, tmp_path, "\nthreshold = 3.0", "\nthreshold = 3.5")
+    path = other(folder, tmp_path, "\nthreshold = 3.0", "\nthreshold = 2.5")
     assert cli.main(["replay", str(folder), "--what-if", path, "--json"]) == 1
     facts = json.loads(capsys.readouterr().out)
     first, asked = facts["rules"][RULE["torque"]]["both"][0], facts["requests"]["both"][0]
-    assert first["later"]["decided_ms"] > 0
+    assert first["later"]["decided_ms"] < 0
     assert first["new"]["decided_s"] - first["recorded"]["decided_s"] == pytest.approx(first["later"]["decided_ms"] / 1000, abs=1e-6)
     assert asked["recorded"]["answer"] == "pulses"
-    assert facts["certain_until_s"] == asked["recorded"]["decided_s"] == first["recorded"]["decided_s"]
+    assert facts["certain_until_s"] == asked["new"]["decided_s"] == first["new"]["decided_s"]
     assert asked["later"]["decided_ms"] == first["later"]["decided_ms"]
     assert cli.main(["replay", str(folder), "--what-if", path]) == 1
     said = capsys.readouterr().out
@@ -184,6 +196,7 @@ def test_pairs_are_of_those_that_overlap():
 
 
 # --- the command, many files --------------------------------------------------------------------------------------------------------
+@exact
 def test_many_sessions_and_one_that_is_none(folders, tmp_path, capsys):
     (tmp_path / "torn").mkdir()
     arguments = [str(folders["torque"]), str(tmp_path / "torn"), str(folders["soleus"])]
