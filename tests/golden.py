@@ -5,9 +5,12 @@ changed on purpose: what stands in the folder then is what the change has to ans
 first. Each is the demo (simulated body, virtual stimulator, daemon with loop and guard as processes) with fewer channels.
 """
 
+import getpass
 import json
 import lzma
+import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -112,6 +115,15 @@ def unpack(name, folder):
     return session
 
 
+def tells_of_nobody(name):
+    """Neither this machine nor whoever made it is named."""
+    with tempfile.TemporaryDirectory() as work:
+        session = recording.load(unpack(name, Path(work)))
+    said = session.config.to_toml() + "\n".join([*session.streams["guard"].values, *session.streams["notes"].values])
+    for word in (socket.gethostname(), getpass.getuser()):
+        assert not re.search(rf"\b{re.escape(word)}\b", said), word
+
+
 def main(names):
     for play, changes in SESSIONS.items():
         name = play.__name__
@@ -130,6 +142,7 @@ def main(names):
         size = (FOLDER / name / PACKED).stat().st_size
         print(f"{name}: {size} bytes, {result.seconds:.1f} s, {result.cycles} cycles, {result.requests} requests, {result.pulses} pulses")
         assert result.identical, result.first_difference
+        tells_of_nobody(name)
 
 
 if __name__ == "__main__":
