@@ -147,6 +147,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE|CHANNEL|find",
         help="when the recording was stimulated: times in s a line, a channel that rises, or 'find' by the artefacts",
     )
+    replay.add_argument("--jobs", type=count, default=1, metavar="N", help="so many recordings at a time, each in a process (default 1)")
+    replay.add_argument("--speed", type=times, metavar="N", help="no faster than N times real time, to leave the processor to others")
+    replay.add_argument(
+        "--what-if", metavar="OTHER.toml", help="of a session: what the loop would have decided by other settings, and in what that differs"
+    )
 
     play = add("play", run_play, "publish a recording as LSL streams at its own pace, EMG and, where it has one, force; ends at its end")
     play.add_argument("file", metavar="FILE", help=f"recording ({READ})")
@@ -154,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     play.add_argument("--name", help="name of the EMG stream; force is NAME force (default calmloop and the file's name)")
     play.add_argument("--source-id", help="so that two players can be told apart; -emg and -force are added (default: the name)")
     play.add_argument("--loop", action="store_true", help="begin again at the end, until ^C")
-    play.add_argument("--speed", type=speed, default=1.0, metavar="N", help="N times as fast, with N times the rate stated (default 1)")
+    play.add_argument("--speed", type=times, default=1.0, metavar="N", help="N times as fast, with N times the rate stated (default 1)")
 
     score = add("score", run_score, "events against labels: hits, latencies, false alarms per hour of quiet time")
     score.add_argument("files", nargs="+", metavar="FILE", help="session folders or recordings, as `calmloop replay` takes them")
@@ -299,14 +304,21 @@ def seconds(text: str) -> float:
     return value_s
 
 
-def speed(text: str) -> float:
-    """How many times as fast."""
+def count(text: str) -> int:
+    """A number of processes."""
+    if not text.isdecimal() or not 1 <= int(text) <= 256:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number from 1 to 256")
+    return int(text)
+
+
+def times(text: str) -> float:
+    """A speed in times real time."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.01 <= value <= 100.0:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a speed, 0.01 to 100")
+    if not 0.01 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a speed in times real time, such as 2 or 0.5")
     return value
 
 
@@ -672,9 +684,9 @@ def run_keeping(args: argparse.Namespace) -> int:
 
 def run_replay(args: argparse.Namespace) -> int:
     """Sessions are compared, other files give detections."""
-    from controller import replay
+    from controller import replay_command
 
-    return replay.command(args)
+    return replay_command.command(args)
 
 
 def run_play(args: argparse.Namespace) -> int:

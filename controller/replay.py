@@ -1,17 +1,12 @@
 """Recorded inputs through the very same `Loop.step` and `Supervisor.step`.
 
 A session of ours gives back its own decisions, compared field by field; the first cycle that differs is named. Any other recording is
-cut into blocks and gives detections.
+cut into blocks and gives detections. The command is in `replay_command`, other settings for a session are in `what_if`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +17,14 @@ from controller.detector import SpasmDetector
 from controller.guard import event_from_dict
 from controller.limits import Device, prescription_from
 from controller.loop import Loop
+from controller.many import untold
 from controller.recording import DETECTION_FIELDS
 from controller.supervisor import Supervisor
-from drivers.base import FEEDBACK_PULSE, Chunk, DeviceNotFoundError, DriverError, FileFormatError
+from drivers.base import FEEDBACK_PULSE, Chunk, FileFormatError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -40,6 +36,7 @@ HOLD_MS = 2.0  # from each pulse of a recording on nothing is heard: best beside
 START_S = 1000.0  # stamps of a file begin here: 0 means "nothing yet" in the loop
 DEFAULT_FLOOR = 5.0  # µV: activity below this is no spasm in any surface EMG
 NO_FORCE = np.zeros((0, 0))
+TELL_CYCLES = 100  # so often a replay says how far it is
 
 
 @dataclass
@@ -47,6 +44,7 @@ class Result:
     """What a replay of a session found."""
 
     session: str
+    seconds: float = 0.0  # of the recording, by the loop's clock
     cycles: int = 0
     requests: int = 0
     guard_events: int = 0
@@ -62,16 +60,28 @@ class Result:
         self.first_difference = self.first_difference or where
 
 
-def replay_session(folder: Path) -> Result:
-    """Replay one session. Raises `FileFormatError` where it cannot be read."""
+def load_session(folder: Path) -> recording.Session:
+    """Read a session of this version. Raises `FileFormatError` where it cannot be read, or is of an earlier one."""
     session = recording.load(folder)
     if session.older:
         raise FileFormatError(
             f"{folder}: was recorded by an earlier calmloop, which decided by other rules (it knew no {', '.join(session.older[:3])}): its "
             "decisions are not this version's; its signals and what happened can be read (review, score)"
         )
+    return session
+
+
+def replay_session(folder: Path, tick: Callable[[float, float], None] = untold) -> Result:
+    """Replay one session. Raises `FileFormatError` where it cannot be read.
+
+    Parameters
+    ----------
+    tick : function
+        Told now and then which share of the recording is done, and how many s of it.
+    """
+    session = load_session(folder)
     result = Result(str(folder))
-    replay_loop(session, result)
+    replay_loop(session, result, tick)
     _replay_guard(session, result)
     _check_frame(session, result)
     result.spasms = spasms_of(session)
@@ -83,30 +93,47 @@ def replay_session(folder: Path) -> Result:
 
 def spasms_of(session: recording.Session) -> dict[str, list[dict[str, Any]]]:
     """What each rule of a session saw, described; s from the recording's first sample."""
-    starts_s = [
-        session.streams[name].stamps_s[0] for name in ("EMG", "force") if name in session.streams and len(session.streams[name].stamps_s)
-    ]
     found: dict[str, list[dict[str, Any]]] = {rule.name: [] for rule in session.config.rules}
     for name, spasm in describe.of_session(session):
-        found[name].append(spasm.facts(float(min(starts_s))))
+        found[name].append(spasm.facts(origin_s(session)))
     return found
 
 
-def replay_loop(session: recording.Session, result: Result) -> None:
+def origin_s(session: recording.Session) -> float:
+    """Stamp of a session's first sample; 0 where it has none."""
+    stamps = (session.streams[name].stamps_s for name in ("EMG", "force") if name in session.streams)
+    return min((float(stamps_s[0]) for stamps_s in stamps if len(stamps_s)), default=0.0)
+
+
+def told(session: recording.Session, tick: Callable[[float, float], None]) -> Iterator[tuple[int, recording.RecordedCycle]]:
+    """All cycles of a session; `tick` is told how far they are, and at the end that they are done."""
+    total, first_ns, seconds = len(session.streams["cycles"].values), 0, 0.0
+    for i, (number, recorded) in enumerate(session.cycles()):
+        first_ns = first_ns or recorded.chunk.received_ns
+        seconds = (recorded.chunk.received_ns - first_ns) * 1e-9
+        if i % TELL_CYCLES == 0:
+            tick(i / total, seconds)
+        yield number, recorded
+    tick(1.0, seconds)
+
+
+def replay_loop(session: recording.Session, result: Result, tick: Callable[[float, float], None] = untold) -> None:
     """Compare the decisions of the loop alone."""
-    loop, number = Loop(session.config), 0
-    for loop_number, recorded in session.cycles():
+    loop, number, first_ns = Loop(session.config), 0, 0
+    for loop_number, recorded in told(session, tick):
         if loop_number != number:
             loop, number = Loop(session.config), loop_number
         cycle = loop.step(recorded.chunk)
+        first_ns = first_ns or recorded.chunk.received_ns
+        result.seconds = (recorded.chunk.received_ns - first_ns) * 1e-9
         result.cycles += 1
         result.requests += recorded.request is not None
         if cycle.index != recorded.numbers["index"]:
             result.differs(loop=number, cycle=cycle.index, field="index", recorded=recorded.numbers["index"], replayed=cycle.index)
             return  # cycles are missing: nothing after this can be compared
         rows = loop.detector.state.seen
-        if not np.array_equal(rows, recorded.detections, equal_nan=True):
-            rule, column = np.argwhere(~((rows == recorded.detections) | (np.isnan(rows) & np.isnan(recorded.detections))))[0]
+        if at := first_unlike(recorded.detections, rows):
+            rule, column = at
             result.differs(
                 loop=number,
                 cycle=cycle.index,
@@ -121,6 +148,14 @@ def replay_loop(session: recording.Session, result: Result) -> None:
         ):
             if was != now:
                 result.differs(loop=number, cycle=cycle.index, field=name, recorded=repr(was), replayed=repr(now))
+
+
+def first_unlike(recorded: NDArray[np.float64], rows: NDArray[np.float64]) -> tuple[int, int] | None:
+    """Row and column of the first figure of two tables that is not the same; None = there is none."""
+    if np.array_equal(rows, recorded, equal_nan=True):
+        return None
+    row, column = np.argwhere(~((rows == recorded) | (np.isnan(rows) & np.isnan(recorded))))[0].tolist()
+    return row, column
 
 
 def _replay_guard(session: recording.Session, result: Result) -> None:
@@ -287,19 +322,27 @@ def activations(loop: Loop, chunks: Iterable[Chunk]) -> list[list[Activation]]:
     """All that each rule and each join decides, in the order of the detections; nothing is merged."""
     found: list[list[Activation]] = [[] for _ in loop.detector.rules]
     for chunk in chunks:
-        detections = loop.step(chunk).detections
-        for mine, seen, now_s in zip(found, detections, loop.state.newest_s.tolist(), strict=True):
-            # told by its stamp, so that one which begins and ends within a chunk is not lost
-            if seen.decided_s == seen.decided_s and (not mine or seen.decided_s != mine[-1].decided_s):
-                mine.append(Activation(seen.onset_s, seen.decided_s, now_s))
-            if mine:
-                mine[-1].on = seen.active
-                if seen.active:
-                    mine[-1].offset_s = now_s
+        loop.step(chunk)
+        take(found, loop.detector.state.seen, loop.state.newest_s.tolist())
     return found
 
 
-def detect(rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | None = None) -> list[dict[str, Any]]:
+def take(found: list[list[Activation]], rows: NDArray[np.float64], newest_s: list[float]) -> None:
+    """Add to the activations of each rule what it says now; `newest_s` is the newest sample that it has seen."""
+    decisions = rows[:, : kernels.STATISTIC].tolist()  # active, onset, decided
+    for mine, (active, onset_s, decided_s), now_s in zip(found, decisions, newest_s, strict=True):
+        # told by its stamp, so that one which begins and ends within a chunk is not lost
+        if decided_s == decided_s and (not mine or decided_s != mine[-1].decided_s):
+            mine.append(Activation(onset_s, decided_s, now_s))
+        if mine:
+            mine[-1].on = bool(active)
+            if active:
+                mine[-1].offset_s = now_s
+
+
+def detect(
+    rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | None = None, tick: Callable[[float, float], None] = untold
+) -> list[dict[str, Any]]:
     """Spasms of a recording by the first rule, in s from its start; see `describe.Spasm`.
 
     The loop decides, and holds what it hears after each request; nothing is stimulated in a file, so a detector that is never held says how
@@ -317,6 +360,8 @@ def detect(rec: Recording, config: Settings, pulses_s: NDArray[np.float64] | Non
         if len(rows) == describe.ROWS:
             found += spasms.take(np.array(newest_s), np.array(rows))
             newest_s, rows = [], []
+            done_s = chunk.emg_t_s[-1] - START_S
+            tick(done_s / rec.duration_s, done_s)
     if rows:
         found += spasms.take(np.array(newest_s), np.array(rows))
     return [spasm.facts(START_S) for name, spasm in found + spasms.finish() if name == config.rules[0].name]
@@ -358,52 +403,6 @@ def pulses_in(rec: Recording, where: str, options: dict[str, Any]) -> NDArray[np
     return np.asarray(found)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------------
-def command(args: argparse.Namespace) -> int:
-    """`calmloop replay FILE...`; 0 = all sessions identical and all files read, 1 = a difference, 2 = something cannot be read."""
-    results: list[dict[str, Any]] = []
-    code = 0
-    for name in args.files:
-        path = Path(name)
-        try:
-            if path.is_dir() or path.name == recording.SIGNALS:
-                if args.realtime:
-                    raise FileFormatError(f"{path}: --realtime is for files; a session of ours is replayed as fast as it goes")
-                if args.pulses:
-                    raise FileFormatError(f"{path}: --pulses is for files; a session of ours knows its pulses")
-                result = _session_command(path if path.is_dir() else path.parent, args)
-            elif args.realtime and args.pulses:
-                raise FileFormatError(f"{path}: --pulses and --realtime do not go together: nobody would tell the loop of them in time")
-            elif args.realtime:
-                result = _play(path, args)
-            else:
-                result = _file_command(path, args)
-        except (DriverError, settings.SettingsError) as error:
-            print(error, file=sys.stderr)
-            results.append({"file": name, "error": str(error)})
-            code = 2
-            continue
-        results.append(result)
-        code = max(code, 0 if result.get("identical", True) is True else 1)
-    if args.json:
-        print(json.dumps(results[0] if len(results) == 1 else results))
-    return code
-
-
-def _session_command(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    result = replay_session(folder)
-    if not args.json:
-        print(f"{folder}: {result.cycles} cycles, {result.requests} requests, {result.guard_events} guard events, {result.pulses} pulses")
-        if result.identical is not None:
-            print("  identical decisions" if result.identical else f"  FIRST DIFFERENCE: {json.dumps(result.first_difference)}")
-        for note in result.notes:
-            print("  " + note)
-        for rule, spasms in result.spasms.items():
-            for i, spasm in enumerate(spasms, 1):
-                print(f"  {rule} {i:3d}  {describe.words(spasm)}")
-    return asdict(result)
-
-
 def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings, dict[str, Any]]:
     """A recording as the command's options say, the settings that listen to it, and the options."""
     from drivers.sources import files
@@ -413,28 +412,6 @@ def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
     hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0
     return rec, settings_for(rec, floor, args.false_alarms_per_h, args.noise_time, args.high_pass, args.off_ratio, hold_ms), options
-
-
-def _file_command(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    rec, config, options = load_file(path, args)
-    pulses_s = pulses_in(rec, args.pulses, options) if args.pulses else np.zeros(0)
-    spasms = detect(rec, config, pulses_s)
-    rule = config.emg_rules[0].model_dump(mode="json")
-    seconds = len(rec.emg) / rec.sample_rate_hz
-    active_s = sum(spasm["offset_s"] - spasm["onset_s"] for spasm in spasms)
-    notes = [*rec.notes, *doubts(rec, active_s, args.floor is not None, rule["floor_uv"])]
-    if not args.json:
-        print(f"{path}: {len(rec.channels)} channels ({rec.unit}), {rec.sample_rate_hz:g} Hz, {seconds:.1f} s")
-        if args.pulses:
-            print(f"  {len(pulses_s)} pulses from {pulses_s[0]:.3f} to {pulses_s[-1]:.3f} s; {HOLD_MS:g} ms from each on are held")
-        for note in notes:
-            print("  note: " + note)
-        print("  settings: " + ", ".join(f"{key} {value}" for key, value in rule.items() if key not in ("name", "train")))
-        for i, spasm in enumerate(spasms, 1):
-            print(f"  {i:3d}  {describe.words(spasm)}")
-        print(f"  {len(spasms)} detections")
-    facts = {"file": str(path), "seconds": seconds, "settings": rule, "notes": notes, "unit": rec.unit, "pulses": len(pulses_s)}
-    return facts | {"detections": spasms}
 
 
 def doubts(rec: Recording, active_s: float, floor_given: bool, floor: float) -> list[str]:
@@ -452,48 +429,3 @@ def doubts(rec: Recording, active_s: float, floor_given: bool, floor: float) -> 
             f"active for {100 * active_s / rec.duration_s:.0f} % of the time: --floor too low, or stimulation in the signal (--pulses)?"
         )
     return notes
-
-
-def _play(path: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Play a file into a live daemon with the virtual stimulator; the daemon's session can then be replayed."""
-    from controller import demo
-
-    rec, config, options = load_file(path, args)
-    bed = f"replay-{os.getpid()}"
-    with tempfile.TemporaryDirectory(prefix="calmloop-replay-") as work_name:
-        work = Path(work_name)
-        source = ["drivers.simulated.player", str(path), "--options", json.dumps(options), "--source-id", f"calmloop-{bed}"]
-        try:
-            bench = demo.Bench(work, source, "the player")
-        except demo.DemoError as error:
-            raise DeviceNotFoundError(str(error)) from None
-        daemon = demo.LiveDaemon(demo.pointed_at(config, bench.port, f"calmloop-{bed}"), bed, work)
-        try:
-            daemon.wait_until_listening()
-            bench.source.send("go")
-            bench.source.line("began")
-            armed, end = False, time.monotonic() + len(rec.emg) / rec.sample_rate_hz
-            while time.monotonic() < end and bench.source.popen.poll() is None:
-                daemon.check()
-                status = daemon.status()
-                if not armed and status and status["data_ok"]:
-                    daemon.arm()
-                    armed = True
-                time.sleep(0.1)
-            last = daemon.status() or {}
-        except demo.DemoError as error:
-            raise DeviceNotFoundError(str(error)) from None
-        finally:
-            daemon.end()
-            bench.close()
-        log = [json.loads(line) for line in (work / "stimulator.jsonl").read_text().splitlines()]
-    facts = {
-        "file": str(path),
-        "armed": armed,
-        "session": last.get("session"),
-        "trains": last.get("trains"),
-        "stimulator": {key: log[-1]["summary"][key] for key in ("pulses", "max_current_ma", "outside_limits", "frames_refused")},
-    }
-    if not args.json:
-        print("\n".join(f"{key}: {value}" for key, value in facts.items()))
-    return facts

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bench import recording
+from drivers.sources import xdf_chunks
 from tests.rig import ROOT
 
 

@@ -15,8 +15,8 @@ import pytest
 import pyxdf
 
 from controller.xdf import StreamSpec, XdfWriter, read
-from drivers.sources.xdf_chunks import BOUNDARY_UUID, whole_chunks
 from drivers.base import FileFormatError
+from drivers.sources.xdf_chunks import BOUNDARY_UUID, whole_chunks
 
 REPO = Path(__file__).resolve().parents[1]
 EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data" / "xdf_examples"
