@@ -176,7 +176,9 @@ def parser() -> argparse.ArgumentParser:
     export = add("export", run_export, "sessions as a BIDS-EMG dataset with BDF+ files, or as CSV")
     export.add_argument("sessions", nargs="+", metavar="SESSION", type=Path, help="folders of sessions")
     export.add_argument("--bids", type=Path, metavar="DIR", help="a new dataset, or one that the sessions are added to; needs edfio")
-    export.add_argument("--csv", type=Path, metavar="DIR", help="emg.csv, force.csv and events.csv; of several sessions in DIR/01, DIR/02 ...")
+    export.add_argument(
+        "--csv", type=Path, metavar="DIR", help="emg.csv, force.csv and events.csv; of several sessions in DIR/01, DIR/02 ..."
+    )
     export.add_argument("--subject", default="01", help="BIDS label of the person, no name (default 01)")
     export.add_argument("--task", default="spasms", help="BIDS label of what was done (default spasms)")
     export.add_argument("--session", metavar="LABEL", help="BIDS label of the session (default: the next number)")

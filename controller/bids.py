@@ -30,7 +30,6 @@ VERSION = "1.11.0"
 LABEL = re.compile(r"[0-9A-Za-z]+")
 HASHED_BYTES = 1 << 16
 NOT_KNOWN = "n/a"
-REQUIRED = ("EMGPlacementScheme", "EMGReference", "SamplingFrequency", "PowerLineFrequency", "SoftwareFilters", "TaskName")
 MEASURED = ("SamplingFrequency", "EMGChannelCount", "RecordingDuration", "RecordingType", "TaskName")  # by us: nobody may say otherwise
 #: what can happen, and what it means
 KINDS = {
@@ -46,13 +45,14 @@ PARTICIPANT = ("participant_id", "age", "sex", "handedness")
 README = """Surface EMG (and force, where there was any) of sessions with calmloop, a closed-loop controller that hears an involuntary
 muscle spasm and stimulates the antagonist's nerve.
 
-Each *_emg.bdf (BDF+) holds EMG in uV and, as MISC channels at their own rate, force. Samples that were lost on the way are filled with 0 and
-annotated as BAD_gap; samples that were no number as BAD_nan. A sample keeps its place in the row, and events are placed among the samples by
-their time stamps, so they stay in step however the amplifier's clock ran.
+Each *_emg.bdf (BDF+) holds EMG in uV and, as MISC channels at their own rate, force. Samples that were lost on the way are filled with
+0 and annotated as BAD_gap; samples that were no number as BAD_nan. A sample keeps its place in the row, and events are placed among the
+samples by their time stamps, so they stay in step however the amplifier's clock ran.
 
 Stimulation shows in the EMG: *_events.tsv has every pulse. A spasm is what the controller's rule called one, not what a rater saw.
 
-To be completed by whoever shares this: participants.tsv, the electrodes' places and muscles in *_channels.tsv, the amplifier in *_emg.json.
+To be completed by whoever shares this: participants.tsv, the electrodes' places and muscles in *_channels.tsv, the amplifier in
+*_emg.json.
 """
 
 
@@ -130,6 +130,7 @@ def session_label(root: Path, subject: str, wanted: str | None, mark: str, force
 def emg_fields(session: Session, out: Exported, task: str, power_line_hz: float | None, more: dict[str, Any]) -> dict[str, Any]:
     """The content of *_emg.json."""
     mains_hz = {rule.mains_hz for rule in session.config.emg_rules if rule.mains_hz}
+    unknown = ("Manufacturer", "ManufacturersModelName", "ElectrodeManufacturer", "ElectrodeType", "ElectrodeMaterial")
     line_hz = power_line_hz or (mains_hz.pop() if len(mains_hz) == 1 else NOT_KNOWN)
     return {
         "TaskName": task,
@@ -145,7 +146,7 @@ def emg_fields(session: Session, out: Exported, task: str, power_line_hz: float 
         "EMGChannelCount": sum(channel.kind == "EMG" for channel in out.channels),
         "RecordingDuration": out.duration_s,
         "RecordingType": "continuous",  # in the file: gaps are filled
-        **{name: NOT_KNOWN for name in ("Manufacturer", "ManufacturersModelName", "ElectrodeManufacturer", "ElectrodeType", "ElectrodeMaterial")},
+        **dict.fromkeys(unknown, NOT_KNOWN),
     } | more
 
 
@@ -193,9 +194,13 @@ EVENT_FIELDS = {
             "not seen": "stimulation hid it",
         },
     },
-    "detail": {"Description": "Frequency of a clonus, current of a pulse, size of a train or a gap, reasons of a refusal with the requirement"},
+    "detail": {
+        "Description": "Frequency of a clonus, current of a pulse, size of a train or a gap, reasons of a refusal with the requirement"
+    },
 }
-SCAN_FIELDS = {"recording": {"Description": "Hash of the beginning of the recording that this was exported from, so that it is known again"}}
+SCAN_FIELDS = {
+    "recording": {"Description": "Hash of the beginning of the recording that this was exported from, so that it is known again"}
+}
 PARTICIPANT_FIELDS = {
     "age": {"Description": "Age of the participant", "Units": "year"},
     "sex": {"Description": "Sex of the participant", "Levels": {"F": "female", "M": "male", "O": "other"}},

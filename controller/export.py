@@ -209,20 +209,26 @@ def prepare(session: Session) -> Exported:
     one_s = record_s(rates_hz)
     records = ceil(round((int(place[-1]) + 1) / rate_hz / one_s, 9))
     if records * one_s > LONGEST_S:
-        raise FileFormatError(f"{session.folder.name}: {records * one_s / 3600:.0f} h with its gaps, at most {LONGEST_S / 3600:g} go into one file")
+        raise FileFormatError(
+            f"{session.folder.name}: {records * one_s / 3600:.0f} h with its gaps, at most {LONGEST_S / 3600:g} go into one file"
+        )
     n = round(records * one_s * rate_hz)
     out = Exported([], [], records * one_s, {"gap": sum(many for _, many in gaps), "end": n - int(place[-1]) - 1, "nan": 0, "force": 0})
     out.effective_rate_hz = float(place[-1] / (stamps_s[-1] - stamps_s[0]))
     found = [event._replace(at_s=t) for event, t in _moved(events(session), stamps_s, place, rate_hz)]
     found += [Event(at / rate_hz, many / rate_hz, "BAD_gap", detail=f"{many} samples") for at, many in gaps]
     if out.filled["end"]:
-        found.append(Event((place[-1] + 1) / rate_hz, out.filled["end"] / rate_hz, "BAD_gap", detail=f"{out.filled['end']} samples at the end"))
+        found.append(
+            Event((place[-1] + 1) / rate_hz, out.filled["end"] / rate_hz, "BAD_gap", detail=f"{out.filled['end']} samples at the end")
+        )
     where = np.full(n, -1)
     where[place] = np.arange(len(place))
     _add(out, found, list(config.emg.channels), "EMG", "uV", rate_hz, np.asarray(emg.values), where)
     if config.force and force is not None:
         rate_hz = config.force.sample_rate_hz
-        where = _nearest(force.stamps_s, rate_hz, to_file(force.stamps_s, stamps_s, place, config.emg.sample_rate_hz), round(out.duration_s * rate_hz))
+        where = _nearest(
+            force.stamps_s, rate_hz, to_file(force.stamps_s, stamps_s, place, config.emg.sample_rate_hz), round(out.duration_s * rate_hz)
+        )
         for at, many in _runs(where < 0):
             out.filled["force"] += many
             found.append(Event(at / rate_hz, many / rate_hz, "BAD_gap", detail=f"{many} samples of force"))
@@ -253,7 +259,14 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def _add(
-    out: Exported, found: list[Event], names: list[str], kind: str, unit: str, rate_hz: float, x: NDArray[np.float64], where: NDArray[np.int64]
+    out: Exported,
+    found: list[Event],
+    names: list[str],
+    kind: str,
+    unit: str,
+    rate_hz: float,
+    x: NDArray[np.float64],
+    where: NDArray[np.int64],
 ) -> None:
     """Add a stream's channels; a sample that is no number is filled and annotated, a range that no header can hold is refused."""
     for j, name in enumerate(names):
@@ -265,7 +278,9 @@ def _add(
         values[bad] = FILL
         limit = max(1, ceil(float(np.abs(values).max())))
         if limit > MAX_RANGE:
-            raise FileFormatError(f"channel {name}: {limit} {unit} is more than a BDF header can say ({MAX_RANGE}): wrong unit in the settings?")
+            raise FileFormatError(
+                f"channel {name}: {limit} {unit} is more than a BDF header can say ({MAX_RANGE}): wrong unit in the settings?"
+            )
         out.channels.append(Channel("", name, kind, unit, rate_hz, values, limit))
 
 
@@ -308,7 +323,7 @@ def write_bdf(path: Path, out: Exported, start: datetime | None) -> None:
 
 
 def write_csv(folder: Path, session: Session, force: bool) -> list[Path]:
-    """Write emg.csv, force.csv and events.csv as recorded: own stamps in s from the first sample of all, nothing filled. FileExistsError."""
+    """Write emg.csv, force.csv and events.csv as recorded: stamps in s from the first sample of all, nothing filled."""
     config, streams = session.config, session.streams
     signals = [
         (name.lower(), streams[name], own.channels, unit)
@@ -322,7 +337,9 @@ def write_csv(folder: Path, session: Session, force: bool) -> list[Path]:
     for path, (_, stream, names, unit) in zip(paths, signals, strict=False):
         with path.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(["time_s", *(f"{name} ({unit})" for name in names)])
-            np.savetxt(file, np.column_stack([stream.stamps_s - zero_s, stream.values]), fmt=["%.7f"] + ["%.9g"] * len(names), delimiter=",")
+            np.savetxt(
+                file, np.column_stack([stream.stamps_s - zero_s, stream.values]), fmt=["%.7f"] + ["%.9g"] * len(names), delimiter=","
+            )
     with paths[-1].open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["onset_s", "duration_s", "event", "rule", "class", "detail"])
@@ -355,7 +372,10 @@ def command(args: argparse.Namespace) -> int:
             if not args.json:
                 print("\n".join(_sentences(facts)))
     except (FileFormatError, bids.BidsError, OSError) as error:
-        print(json.dumps({"ok": False, "error": str(error), "written": done}) if args.json else f"{error}", file=sys.stdout if args.json else sys.stderr)
+        print(
+            json.dumps({"ok": False, "error": str(error), "written": done}) if args.json else f"{error}",
+            file=sys.stdout if args.json else sys.stderr,
+        )
         return 2
     if args.json:
         print(json.dumps({"ok": True, "written": done}))

@@ -96,7 +96,7 @@ def bdf_of(root):
 
 
 def test_samples_come_back_in_their_places_within_a_step(session, tmp_path, capsys, edfio):
-    folder, (emg, _, force, force_s) = session
+    folder, (emg, _, force, _) = session
     code, told = run(capsys, folder, "--bids", tmp_path)
     assert code == 0
     bdf = edfio.read_bdf(bdf_of(tmp_path))
@@ -216,7 +216,7 @@ def test_a_second_session_is_added_and_what_people_wrote_stays(session, tmp_path
 
 
 def test_csv_is_what_was_recorded(session, tmp_path, capsys):
-    folder, (emg, t_s, _, force_s) = session
+    folder, (emg, t_s, _, _) = session
     assert run(capsys, folder, "--csv", tmp_path)[0] == 0
     kept = np.delete(np.arange(len(emg)), slice(LOST[0], sum(LOST)))
     got = np.genfromtxt(tmp_path / "emg.csv", delimiter=",", skip_header=1)
@@ -236,7 +236,11 @@ def test_wrong_use_is_said_and_writes_nothing(session, tmp_path, capsys, monkeyp
     bad = tmp_path / "bad.json"
     bad.write_text('{"SamplingFrequency": 1}')
     there = importlib.util.find_spec("edfio") is not None
-    cases = [((folder,), "--bids DIR"), ((tmp_path, "--csv", root), "not a session"), ((folder, folder, "--csv", root, "--session", "1"), "--session")]
+    cases = [
+        ((folder,), "--bids DIR"),
+        ((tmp_path, "--csv", root), "not a session"),
+        ((folder, folder, "--csv", root, "--session", "1"), "--session"),
+    ]
     if there:
         cases += [
             ((folder, "--bids", root, "--subject", "Ada L"), "letters"),
@@ -298,5 +302,5 @@ def test_what_is_too_large_for_the_header_is_refused_and_not_clipped(tmp_path):
     record(folder)
     session = recording.load(folder)
     session.streams["EMG"].values[50, 2] = 2e7
-    with pytest.raises(FileFormatError, match="channel TA1.*wrong unit"):
+    with pytest.raises(FileFormatError, match=r"channel TA1.*wrong unit"):
         export.prepare(session)
