@@ -191,7 +191,7 @@ def test_no_name_no_path_and_no_date_go_out_unless_they_are_wanted(session, tmp_
             assert abs((datetime.fromisoformat(scan["acq_time"]) - today).total_seconds()) < 60
         else:
             assert scan["acq_time"] == "n/a" and bdf.recording._to_str().startswith("Startdate X ")
-            assert str(today.year).encode() not in texts
+            assert f"{today.year}-".encode() not in texts and f"{today:%d.%m.%y}".encode() not in texts
 
 
 def test_a_second_session_is_added_and_what_people_wrote_stays(session, tmp_path, capsys, edfio):
