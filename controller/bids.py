@@ -130,7 +130,10 @@ def session_label(root: Path, subject: str, wanted: str | None, mark: str, force
 def emg_fields(session: Session, out: Exported, task: str, power_line_hz: float | None, more: dict[str, Any]) -> dict[str, Any]:
     """The content of *_emg.json."""
     mains_hz = {rule.mains_hz for rule in session.config.emg_rules if rule.mains_hz}
-    unknown = ("Manufacturer", "ManufacturersModelName", "ElectrodeManufacturer", "ElectrodeType", "ElectrodeMaterial")
+    unknown = (
+        *("Manufacturer", "ManufacturersModelName", "SoftwareVersions", "DeviceSerialNumber", "Instructions"),
+        *("ElectrodeManufacturer", "ElectrodeManufacturersModelName", "ElectrodeType", "ElectrodeMaterial"),
+    )
     line_hz = power_line_hz or (mains_hz.pop() if len(mains_hz) == 1 else NOT_KNOWN)
     return {
         "TaskName": task,
@@ -145,6 +148,8 @@ def emg_fields(session: Session, out: Exported, task: str, power_line_hz: float 
         "EMGGround": NOT_KNOWN,
         "EMGChannelCount": sum(channel.kind == "EMG" for channel in out.channels),
         "RecordingDuration": out.duration_s,
+        "TriggerChannelCount": 0,
+        "SubjectArtefactDescription": "pictures of the stimulation: *_events.tsv has each pulse",
         "RecordingType": "continuous",  # in the file: gaps are filled
         **dict.fromkeys(unknown, NOT_KNOWN),
     } | more

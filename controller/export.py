@@ -168,7 +168,8 @@ def places(stamps_s: NDArray[np.float64], rate_hz: float) -> tuple[NDArray[np.in
 def to_file(t_s: NDArray[np.float64], stamps_s: NDArray[np.float64], place: NDArray[np.int64], rate_hz: float) -> NDArray[np.float64]:
     """Put stamps on the file's time: s from its first sample, at the nominal rate before and after the signal."""
     rising, file_s = np.maximum.accumulate(stamps_s), place / rate_hz
-    return np.interp(t_s, rising, file_s) + np.minimum(t_s - rising[0], 0.0) + np.maximum(t_s - rising[-1], 0.0)
+    outside_s = np.minimum(t_s - rising[0], 0.0) + np.maximum(t_s - rising[-1], 0.0)
+    return np.asarray(np.interp(t_s, rising, file_s) + outside_s, np.float64)
 
 
 def labels(names: list[str]) -> list[str]:
@@ -246,7 +247,9 @@ def _moved(found: list[Event], *clock: Any) -> Iterator[tuple[Event, float]]:
 def _nearest(stamps_s: NDArray[np.float64], rate_hz: float, file_s: NDArray[np.float64], n: int) -> NDArray[np.int64]:
     """Which sample is nearest to each of n places of another rate's grid, (n,) int64; -1 = none is near."""
     place, _ = places(stamps_s, rate_hz)
-    file_s = np.polyval(np.polyfit(place, file_s, 1), place)  # the scatter of single stamps must not shuffle samples
+    file_s = np.asarray(
+        np.polyval(np.polyfit(place, file_s, 1), place), np.float64
+    )  # the scatter of single stamps must not shuffle samples
     grid_s = np.arange(n) / rate_hz
     k = np.searchsorted(0.5 * (file_s[1:] + file_s[:-1]), grid_s)
     return np.where(np.abs(file_s[k] - grid_s) <= 0.75 / rate_hz, k, -1)
