@@ -3,7 +3,7 @@
 One stream: name `calmloop BED`, type Markers, source_id `calmloop-markers-BED` (the same after a restart, so that a recorder finds it
 again), irregular rate, one channel of strings. A marker is a few stable words, as EEGLAB and MNE make an event's type of the whole string
 and a JSON object would make every event a type of its own. Its stamp is that of the event itself on the LSL clock, the one in our own
-recording; it is sent some 10 ms later, up to 0.5 s while the bed is busy.
+recording; it is sent when the daemon gets to it, which is each 10 ms on a bed that is not busy.
 
 =========================  ==========================================================  ==================================
 marker                     what                                                        stamp

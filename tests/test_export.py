@@ -23,10 +23,10 @@ WHO = "Ada Lovelace"
 NO_NUMBER = (9000, 9003)
 
 
-def record(folder, seed=1, seconds=6.3, changes=()):
+def record(folder, seed=1, seconds=6.3):
     """A session written sample by sample: what its file must hold is known without our code."""
     folder.mkdir(parents=True)
-    config = settings.load(ROOT / "config" / "demo.toml").model_copy(update=dict(changes))
+    config = settings.load(ROOT / "config" / "demo.toml")
     (folder / "settings.toml").write_text(config.to_toml())
     recorder, rng = recording.Recorder(folder, config), np.random.default_rng(seed)
     recorder.note(START_S - 2.0, {"what": "session", "config": {"who": WHO}})
