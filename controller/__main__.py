@@ -196,6 +196,20 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--provoke", action="store_true", help="live, with --yes: with the step in which a spasm is provoked")
     add_reading_options(calibrate)
 
+    export = add("export", run_export, "sessions as a BIDS-EMG dataset with BDF+ files, or as CSV")
+    export.add_argument("sessions", nargs="+", metavar="SESSION", type=Path, help="folders of sessions")
+    export.add_argument("--bids", type=Path, metavar="DIR", help="a new dataset, or one that the sessions are added to; needs edfio")
+    export.add_argument(
+        "--csv", type=Path, metavar="DIR", help="emg.csv, force.csv and events.csv; of several sessions in DIR/01, DIR/02 ..."
+    )
+    export.add_argument("--subject", default="01", help="BIDS label of the person, no name (default 01)")
+    export.add_argument("--task", default="spasms", help="BIDS label of what was done (default spasms)")
+    export.add_argument("--session", metavar="LABEL", help="BIDS label of the session (default: the next number)")
+    export.add_argument("--power-line", type=float, metavar="HZ", help="of this place (default: what the EMG rules say)")
+    export.add_argument("--emg-json", type=Path, metavar="FILE", help="JSON with more fields for *_emg.json: the amplifier, the electrodes")
+    export.add_argument("--keep-date", action="store_true", help="say when it was (default: no date; dates can tell who somebody is)")
+    export.add_argument("--force", action="store_true", help="write over what is there")
+
     doctor = add("doctor", run_doctor, "what is missing on this machine, named, before anything starts")
     doctor.add_argument("config", nargs="?", help="settings file, to look for its streams and port too")
 
@@ -708,6 +722,13 @@ def run_calibrate(args: argparse.Namespace) -> int:
     from controller import calibrate
 
     return calibrate.command(args)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Sessions for other programs."""
+    from controller import export
+
+    return export.command(args)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

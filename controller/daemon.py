@@ -31,6 +31,7 @@ from controller import alarms, audit, button, describe, dose, messages, prescrib
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
+from controller.markers import Markers
 from controller.notify import Notifier
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
@@ -208,6 +209,7 @@ class Daemon:
         self.feed = Feed(config, VETOES) if config.page.port else None
         self.page: PageProcess | None = None
         self.button: ButtonProcess | None = None
+        self.markers: Markers | None = None
         self.button_again_s = 0.0
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
@@ -300,6 +302,7 @@ class Daemon:
         digest = hashlib.sha256((self.folder / recording.SETTINGS).read_bytes()).hexdigest()
         config, where = self.config.model_dump(mode="json"), {"journal": str(self.journal.path.resolve())}
         self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), **where, dose=self.see_dose())
+        self.start_markers()
         self.start_guard()
         self.start_loop()
         self.start_page()
@@ -356,6 +359,9 @@ class Daemon:
                 child.close()
         try:
             self.drain()
+            if self.markers:
+                self.note("markers", dropped=self.markers.dropped)
+                self.markers.close()
             self.note_triggers()
             self.see_spasms(finish=True)
             self.write_latency()
@@ -449,10 +455,24 @@ class Daemon:
         if code != 2:  # it said what is wrong; trying again would say the same
             self.start_button()
 
+    def start_markers(self) -> None:
+        """Tell LSL, if that is wanted; a bed goes on without it."""
+        if self.config.lsl.markers:
+            self.markers = Markers(self.bed, self.config)
+
+    def look_after_markers(self) -> None:
+        """Note that the markers' process ended; it is not started again, as a recorder would miss what came between and not know."""
+        if self.markers and self.markers.process.poll() is not None:
+            self.note("markers ended", exit_code=self.markers.process.returncode, dropped=self.markers.dropped)
+            self.tell("the LSL markers have ended; the bed goes on without them")
+            self.markers.close()
+            self.markers = None
+
     def look_after_children(self) -> None:
         """Say how a child ended and start it again; automatic mode then waits for a person."""
         self.look_after_page()
         self.look_after_button()
+        self.look_after_markers()
         for child in (self.guard, self.loop):
             how = child.how_it_ended() if child else None
             if child is None or how is None:
@@ -553,6 +573,8 @@ class Daemon:
             if cycles:
                 self.recorder.cycles(cycles)
                 self.see_cycles(cycles)
+                if self.markers:
+                    self.markers.see_cycles(cycles)
                 if self.feed:
                     self.feed.see(cycles)
         self.telemetry.see_cycles(cycles, now_ns)
@@ -668,6 +690,8 @@ class Daemon:
             return
         event, verdict = row["event"], row["verdict"]
         s["state"], s["automatic"] = verdict["state"], verdict["automatic"]
+        if self.markers:
+            self.markers.see_guard(row)
         if self.feed and row.get("written_ns"):
             self.feed.mark(row["written_ns"] * 1e-9, "pulse")
         if self.feed and verdict["reasons"] and event["kind"] not in ("heartbeat", "ack"):

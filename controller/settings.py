@@ -388,6 +388,13 @@ class Page(Table):
     key: TextOrNone = Field(default="", description="file of its key")
 
 
+class Lsl(Table):
+    """`[lsl]`: what the bed tells others of itself."""
+
+    # off: LSL has no passwords and calls out into the whole network
+    markers: bool = Field(default=False, description="decisions, trains and pulses as an LSL stream of markers, for LabRecorder")
+
+
 class Button(Table):
     """`[button]`: the patient's button; `calmloop button learn` prints these lines."""
 
@@ -414,6 +421,7 @@ class Settings(Table):
     realtime: Realtime = Field(default=Realtime(), description="what we ask of the operating system")
     page: Page = Field(default=Page(), description="the page in a browser")
     button: Button | None = Field(default=None, description="the patient's button")
+    lsl: Lsl = Field(default=Lsl(), description="what the bed tells others over LSL")
 
     @property
     def rules(self) -> tuple[EmgRule | ForceRule, ...]:
@@ -582,6 +590,7 @@ TABLES: dict[str, type[Table]] = {
     "realtime": Realtime,
     "page": Page,
     "button": Button,
+    "lsl": Lsl,
 }
 _MANY = ("trains", "emg_rules", "force_rules", "joins")  # the tables of which there can be several
 _UNITS = {

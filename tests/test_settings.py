@@ -39,7 +39,11 @@ BUTTON = """
 device = "lsl:pedal"
 invert = true
 """
-WHOLE = DEMO + JOINS + PAGE + BUTTON  # every table that there is
+LSL = """
+[lsl]
+markers = true
+"""
+WHOLE = DEMO + JOINS + PAGE + BUTTON + LSL  # every table that there is
 
 # The design's table once more, written by hand: (table, key, least, most, step). What a row needs elsewhere to be allowed stands in ALSO.
 BOUNDS = [
@@ -861,10 +865,10 @@ def test_what_is_no_text_is_refused_wherever_a_text_belongs(wrong, tmp_path):
         assert "must be" in line
 
 
-def test_only_two_settings_are_booleans():
+def test_only_three_settings_are_booleans():
     """So `true` and `false` (and YAML's yes and no, which TOML does not know) are wrong wherever else they stand."""
     fields = {key: field for model in module.TABLES.values() for key, field in model.model_fields.items()}
-    assert [key for key, field in fields.items() if field.annotation is bool] == ["experimental", "invert"]
+    assert [key for key, field in fields.items() if field.annotation is bool] == ["experimental", "invert", "markers"]
     assert "experimental = 1 must be true or false" in problems(demo({("stimulator", "experimental"): 1}))[0]
 
 
@@ -874,7 +878,7 @@ def test_each_key_may_be_missing_only_where_a_default_stands_for_it(tmp_path):
     by_default |= {("emg", "hold_ms")} | {
         ("emg_rules", key) for key in ("method", "mains_hz", "rise_ms", "rise_ratio", "intent_channel", "intent_uv")
     }
-    by_default |= {("joins", key) for key in ("how", "within_ms")} | {("button", "invert"), ("prescription", "version")}
+    by_default |= {("joins", key) for key in ("how", "within_ms")} | {("button", "invert"), ("prescription", "version"), ("lsl", "markers")}
     by_default |= {("realtime", key) for key in module.Realtime.model_fields}
     for (table, key), number in lines_of(WHOLE).items():
         text = with_line(number, None)
