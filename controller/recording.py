@@ -34,7 +34,7 @@ SIGNALS, SETTINGS, AUDIT = "signals.xdf", "settings.toml", "audit.sqlite"
 ANCHOR, END = "audit head", "end"  # notes that say where the audit ends
 
 CYCLE_FIELDS = (
-    *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
+    *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok", "emg_state", "force_state"),
     *REQUEST_FIELDS,
 )
 # A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.
