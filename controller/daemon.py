@@ -473,7 +473,7 @@ class Daemon:
                 self.exit_code, self.ending = 2, f"{child.name} could not start"
                 return
             now_s = time.monotonic()
-            if not (child is self.loop and child.process.returncode == 2):  # a stream that is gone may come again, and the button needs none
+            if not (child is self.loop and child.process.returncode == 2):  # a stream may come again, and the button needs none
                 if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
                     self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
                     return

@@ -87,7 +87,8 @@ def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
     s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:n_rules] = emg_stream.newest_s, force_stream.newest_s
     for i in range(s.detector.joins.shape[0]):
         s.newest_s[n_rules + i] = s.detector.joins[i].newest_s
-    policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, emg_stream.state <= streams.SILENT and force_stream.state <= streams.SILENT, cycle)
+    believed = emg_stream.state <= streams.FINE and force_stream.state <= streams.FINE
+    policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, believed, cycle)
     bed.index += 1
     cycle.index, cycle.received_ns, cycle.decided_ns = bed.index, received_ns, received_ns
     cycle.n_emg, cycle.n_emg_channels = emg_uv.shape
@@ -99,7 +100,7 @@ def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
 
 @njit(cache=True, nogil=True)
 def data_state(s):
-    """Whether every configured signal arrives as it should and no rule sees bad samples; newest stamp of the one that is furthest behind."""
+    """Whether every configured signal arrives as it should and no rule sees bad samples; newest stamp of the furthest behind."""
     ok, sample_s = True, np.inf
     for stream in (s.emg[0], s.force[0]):
         if stream.rate_hz > 0.0:

@@ -269,8 +269,8 @@ REQUIREMENTS = (
     Requirement(
         "D6",
         "doubled or reordered samples",
-        "a stamp twice, a step back beyond jitter, or more than 1 s forward: not believed for 1 s; the third within a minute ends the loop, "
-        "and a person must arm automatic mode again",
+        "a stamp twice, a step back beyond jitter, or more than 1 s forward: not believed for 1 s; the third within a minute ends the "
+        "loop, and a person must arm automatic mode again",
     ),
     Requirement("D7", "a clock that jumps", "all times are of the clock that cannot be set; stamps that leave it are stale, old or new"),
     Requirement(
@@ -279,7 +279,11 @@ REQUIREMENTS = (
         "name, source, channels, unit, rate and kind are compared at the start, two that fit are refused; a stream that ends is never "
         "replaced by another: the loop ends, and a person must arm automatic mode again",
     ),
-    Requirement("D10", "a flood of samples", "what waits is bounded, the oldest is dropped and seen as a gap; a rate that is not the stated one is D2"),
+    Requirement(
+        "D10",
+        "a flood of samples",
+        "what waits is bounded, the oldest is dropped and seen as a gap; a rate that is not the stated one is D2",
+    ),
     # --- E: the stimulator
     Requirement(
         "E1",

@@ -3,7 +3,8 @@
 What the numbers in the samples say (no number, flat, saturated, loud) is the detector's to judge; this is about stamps alone: D1, D2 and
 D6 of the safety notes. D6 asks for stamps that strictly increase. An amplifier's program that hands LSL blocks without stamps cannot keep
 that: LSL stamps a block's last sample when it comes and counts back from there, so blocks that come early overlap by some milliseconds.
-Steps back that are shorter than a gap are such jitter. Two samples of one stamp are none: a block that was sent twice, or stamped once.
+Steps back that are shorter than a gap are such jitter. Two samples running of one stamp are none: a block that was stamped once. A block
+that is sent twice looks like jitter; where all are, the rate is twice what it should be.
 
 Compiled, O(1) a sample, part of `loop.step`, so that a replay finds the same.
 """

@@ -1,4 +1,4 @@
-"""Devices that speak no LSL: lines of numbers on a pty, BrainFlow's synthetic board where it is installed, and the bridge that publishes them."""
+"""Devices that speak no LSL: lines of numbers on a pty, BrainFlow's synthetic board where it is installed, and the bridge."""
 
 import os
 import pty
@@ -169,7 +169,8 @@ def test_it_ends_with_its_parent_and_says_what_it_cannot_use():
     )
     assert wrong.returncode == 2
     assert "'17' is no rate" in wrong.stderr
-    script = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-m', 'drivers.sources.bridge', '--device', 'serial:/dev/none', *{words}]); print(p.pid)"
+    command = f"[sys.executable, '-m', 'drivers.sources.bridge', '--device', 'serial:/dev/none', *{words}]"
+    script = f"import subprocess, sys; print(subprocess.Popen({command}).pid)"
     pid = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout)
     end_s = time.monotonic() + 15
     while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < end_s:

@@ -1,8 +1,7 @@
 """The process that publishes a device's samples as an LSL stream on this machine; the daemon starts one for each `device` of the settings.
 
-`python -m drivers.sources.bridge --device ... --name ... --type ... --channels ... --unit ... --rate ... --scale ...`. A device that is lost
-is looked for again each second; until it is found nothing is published, and the loop says "no samples". Values are multiplied by `scale`
-and otherwise untouched.
+A device that is lost is looked for again each second; until it is found nothing is published, and the loop says "no samples". Values are
+multiplied by `scale` and otherwise untouched.
 """
 
 from __future__ import annotations
