@@ -110,7 +110,7 @@ def _latency(measured: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{', '.join(words)} ms (p99 / max)" if words else ""
 
 
-def _wrong(s: dict[str, Any]) -> str:
+def _wrong(s: Mapping[str, Any]) -> str:
     faults = [f"{name} {what}" for name, what in s.get("streams", {}).items() if what != "fine"]
     return f"NO DATA ({', '.join(faults)})" if faults else "NO DATA"
 

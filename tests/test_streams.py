@@ -146,6 +146,7 @@ class Bed:
         self.source = lsl.LslSource(self.config.emg, None)
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.memory_fd = ring.create("torture", loop.RING_BYTES)
+        loop.warm_up(self.config)
         self.state = loop.bed_state(self.config, SpasmDetector(self.config))
         writer = compiled_ring.compiled(ring.RingWriter(self.memory_fd))
         self.ended = None
