@@ -38,7 +38,7 @@ $(VENV)/.done: requirements.lock pyproject.toml
 
 # hashes and no addresses; needs `pip install uv` somewhere
 lock:
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --all-extras \
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --extra dev \
 		pyproject.toml build-requirements.in -o requirements.lock
 
 clean:

@@ -56,6 +56,7 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
     said, s = guard or {}, status or {}
     state, reason = s.get("state"), s.get("reason", "")
     bad = [f"{name} ({rule.get('veto') or 'bad'})" for name, rule in s.get("rules", {}).items() if rule.get("quality") == "bad"]
+    streams = ", ".join(f"{name} {what}" for name, what in s.get("streams", {}).items() if what != "fine") or "no fresh signal"
     on = {
         "unknown": not s and "nothing is known of the bed: look at the patient",
         "stop_unconfirmed": said.get("stop_confirmed") is False and "the stimulator did not confirm the stop: SWITCH IT OFF BY HAND",
@@ -63,7 +64,7 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
         "fault": state == "FAULT" and f"fault, output is off: {reason}",
         "lockout": state == "LOCKOUT" and f"locked out, output is off: {reason}",
         "no_stimulator": state == "OFF" and f"no stimulator: {reason}",
-        "no_data": s and s.get("rules") and not s.get("data_ok") and not bad and "no fresh signal: no automatic stimulation",
+        "no_data": s and s.get("rules") and not s.get("data_ok") and not bad and f"{streams}: no automatic stimulation",
         "signal_bad": bad and f"poor signal, look at the electrodes; no automatic stimulation: {', '.join(bad)}",
         "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
         "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import alarms, audit, button, describe, dose, messages, prescribing, realtime, recording, settings
+from controller import alarms, audit, button, describe, dose, messages, prescribing, realtime, recording, settings, streams
 from controller.detector import QUALITIES, VETOES
 from controller.journal import ADOPTED, ASSUMED_TRAINS, OUTPUT_STATES, Journal, JournalError, default_path, distrust
 from controller.loop import RING_BYTES
@@ -36,6 +36,7 @@ from controller.notify import Notifier
 from controller.ring import RingReader, create
 from controller.telemetry import QUANTITIES, Telemetry
 from controller.web.feed import Feed
+from drivers.sources import bridge
 
 if TYPE_CHECKING:
     from controller.settings import Settings
@@ -57,7 +58,7 @@ ANSWERED_S = 0.2  # whoever prescribed has guard's answer by then, before page a
 ROOM_AGAIN = 1.05  # of what is needed, before arming is allowed again
 RATE_S, ROOM_S = 10.0, 2 * 3600.0  # F5: after so long the rate of recording is known, and there must be room for so much more
 MAX_PROBLEMS = 20  # of a prescription, that are told
-BUTTON_AGAIN_S = 2.0  # after it was started: before it is started again
+HELPER_AGAIN_S = 2.0  # after it was started: before it is started again
 
 
 @dataclass(slots=True)
@@ -115,18 +116,39 @@ class PageProcess:
         end_process(self.process)
 
 
-class ButtonProcess:
-    """The process that listens to the patient's button; while there is none, guard hears nothing of a button and acts by C4."""
+class Helper:
+    """A process that listens to a device: the patient's button, or a source of signals that speaks no LSL.
 
-    def __init__(self, bed: str, config: Settings) -> None:
-        assert config.button
-        # below the loop's: a button that babbles must not hold it up
-        words = button.arguments(bed, **config.button.model_dump(), priority=max(0, config.realtime.loop_priority - 1))
-        self.process = subprocess.Popen([sys.executable, "-m", "controller.button", *words], stdin=subprocess.DEVNULL)
+    While there is none, guard hears nothing of a button and acts by C4, and the loop hears no samples.
+    """
+
+    def __init__(self, name: str, module: str, *words: str) -> None:
+        self.name = name
+        self.again_s = time.monotonic() + HELPER_AGAIN_S
+        self.module, self.words = module, words
+        self.process = subprocess.Popen([sys.executable, "-m", module, *words], stdin=subprocess.DEVNULL)
+
+    def again(self) -> Helper:
+        """Start it anew."""
+        return Helper(self.name, self.module, *self.words)
 
     def close(self) -> None:
         """End it."""
         end_process(self.process)
+
+
+def helpers(bed: str, config: Settings) -> list[Helper]:
+    """Start what these settings need."""
+    found = []
+    if config.button:
+        # below the loop's priority: a button that babbles must not hold it up
+        words = button.arguments(bed, **config.button.model_dump(), priority=max(0, config.realtime.loop_priority - 1))
+        found.append(Helper("button", "controller.button", *words))
+    for kind, signal_settings in (("EMG", config.emg), ("Force", config.force)):
+        if signal_settings and (s := signal_settings).device:
+            about = bridge.arguments(s.device, s.stream_name, kind, s.channels, s.unit, s.sample_rate_hz, s.scale)
+            found.append(Helper(kind, "drivers.sources.bridge", *about))
+    return found
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:
@@ -208,9 +230,8 @@ class Daemon:
         self.link: socket.socket | None = None
         self.feed = Feed(config, VETOES) if config.page.port else None
         self.page: PageProcess | None = None
-        self.button: ButtonProcess | None = None
+        self.helpers: list[Helper] = []
         self.markers: Markers | None = None
-        self.button_again_s = 0.0
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
@@ -235,6 +256,7 @@ class Daemon:
             "records_lost": 0,
             "loop": "starting",
             "data_ok": False,
+            "streams": {},
             "sample_age_ms": None,
             "last_trigger": None,
             "latency": {},
@@ -304,9 +326,9 @@ class Daemon:
         self.note("session", config=config, settings_sha256=digest, bed=self.bed, pid=os.getpid(), **where, dose=self.see_dose())
         self.start_markers()
         self.start_guard()
+        self.helpers = helpers(self.bed, self.config)
         self.start_loop()
         self.start_page()
-        self.start_button()
 
     def see_disk(self, free_bytes: int) -> None:
         """Arming needs room for what will be recorded: guard is told when there is too little, and when there is again (F5)."""
@@ -354,7 +376,7 @@ class Daemon:
                 self.link.send(b"end")
             except OSError:
                 pass
-        for child in (self.page, self.button, self.guard, self.loop):
+        for child in (self.page, *self.helpers, self.guard, self.loop):
             if child:
                 child.close()
         try:
@@ -413,7 +435,7 @@ class Daemon:
             path = self.folder / recording.SETTINGS
             self.loop = Child("loop", self.loops, self.LOOP_MODULE, RING_BYTES, ours.fileno(), "--guard", "--settings", str(path))
             socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
-        self.status["loop"] = "starting"
+        self.status |= {"loop": "starting", "data_ok": False, "streams": {}}
 
     def start_page(self) -> None:
         """Start the page's process, if there is to be a page."""
@@ -438,22 +460,17 @@ class Daemon:
         self.page_deaths.append(now_s)
         self.start_page()
 
-    def start_button(self) -> None:
-        """Start the button's process, if there is to be a button."""
-        if self.config.button:
-            self.button = ButtonProcess(self.bed, self.config)
-            self.button_again_s = time.monotonic() + BUTTON_AGAIN_S
-
-    def look_after_button(self) -> None:
-        """Start a button's process that ended again, once in a while; guard has noticed by itself, and disarmed."""
-        now_s = time.monotonic()
-        if self.button is None or self.button.process.poll() is None or now_s < self.button_again_s:
-            return
-        code, self.button = self.button.process.returncode, None
-        self.note("button ended", exit_code=code)
-        self.tell(f"the button's process ended (exit code {code}){'' if code == 2 else ' and is started again'}")
-        if code != 2:  # it said what is wrong; trying again would say the same
-            self.start_button()
+    def look_after_helpers(self) -> None:
+        """Start a helper that ended again, once in a while; guard and loop have noticed by themselves that they hear nothing of it."""
+        for helper in list(self.helpers):
+            if helper.process.poll() is None or time.monotonic() < helper.again_s:
+                continue
+            code = helper.process.returncode
+            self.helpers.remove(helper)
+            self.note(f"{helper.name} ended", exit_code=code)
+            self.tell(f"the process of {helper.name} ended (exit code {code}){'' if code == 2 else ' and is started again'}")
+            if code != 2:  # it said what is wrong; trying again would say the same
+                self.helpers.append(helper.again())
 
     def start_markers(self) -> None:
         """Tell LSL, if that is wanted; a bed goes on without it."""
@@ -471,7 +488,7 @@ class Daemon:
     def look_after_children(self) -> None:
         """Say how a child ended and start it again; automatic mode then waits for a person."""
         self.look_after_page()
-        self.look_after_button()
+        self.look_after_helpers()
         self.look_after_markers()
         for child in (self.guard, self.loop):
             how = child.how_it_ended() if child else None
@@ -487,10 +504,11 @@ class Daemon:
                 self.exit_code, self.ending = 2, f"{child.name} could not start"
                 return
             now_s = time.monotonic()
-            if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
-                self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
-                return
-            self.deaths.append(now_s)
+            if not (child is self.loop and child.process.returncode == 2):  # a stream may come again, and the button needs none
+                if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
+                    self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
+                    return
+                self.deaths.append(now_s)
             time.sleep(RESTART_S)
             if child is self.guard:
                 if self.loop:
@@ -641,6 +659,7 @@ class Daemon:
         s["cycles"] += len(cycles)
         s["loop"] = "alive"
         s["data_ok"] = bool(last.numbers["data_ok"])
+        s["streams"] = {name: streams.STATES[last.numbers[f"{name}_state"]] for name in ("emg", "force") if getattr(self.config, name)}
         s["sample_age_ms"] = round((last.numbers["decided_ns"] * 1e-9 - last.sample_s) * 1e3, 2)
         names = [row.name for row in self.config.rows]
         s["rules"] = {

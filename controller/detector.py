@@ -19,6 +19,7 @@ from scipy.signal import butter, sosfilt_zi, sosfreqz
 
 from controller import artefact, classical, joins
 from controller import kernels as k
+from controller.streams import GAP_S
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +33,6 @@ ENVELOPE_S = 0.02  # time constant of the envelope that ends a spasm
 OFF_S = 0.1  # and how long it must stay low
 ADOPT_S = 60.0  # activity that lasts this long is the new rest
 BAD_S = 0.05  # after a gap or a bad sample the filters need this long
-GAP_S = 0.05  # a hole in the stamps longer than this starts the filters over
 HIGH_PASS_ORDER = 2  # four poles wait 2 to 4 ms longer, and the whitening removes what two leave
 SPASM_BAND_HZ = (30.0, 300.0)  # of surface EMG, as the design assumes it (detection notes, section 7)
 # False alarms per sample are about this times exp(-threshold): measured, with the noise learnt as it goes (bench.detection)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from controller.settings import Button, Page
+    from controller.settings import Button, EmgStream, ForceStream, Page
 
 ONLINE = Path("/sys/devices/system/cpu/online")
+SETTLE_S, LISTEN_S = 2.0, 5.0  # a device that opening its port has reset says who it is first (Arduino: within 2 s)
 
 
 def checks(config_path: str | None) -> list[dict[str, Any]]:
@@ -131,6 +132,9 @@ def _bed(row: Any, config_path: str, compiles: bool) -> None:
         wanted = getattr(config, name)
         if wanted is None:
             continue
+        if wanted.device:
+            _signal_device(row, name, wanted)
+            continue
         try:
             _, info = lsl.find(wanted, 2.0)
             row(
@@ -140,6 +144,32 @@ def _bed(row: Any, config_path: str, compiles: bool) -> None:
             )
         except DriverError as error:
             row(f"[{name}] stream {wanted.stream_name!r}", False, str(error), "start the amplifier's LSL stream, or correct the settings")
+
+
+def _signal_device(row: Any, name: str, wanted: EmgStream | ForceStream) -> None:
+    """A device that the daemon publishes: there, and it says samples at about the rate that the settings state."""
+    from controller.streams import RATE_TOLERANCE
+    from drivers import sources
+    from drivers.base import DriverError
+
+    try:
+        source = sources.load(wanted.device, len(wanted.channels), wanted.sample_rate_hz)
+        source.open()
+        try:
+            n, start_s = 0, time.monotonic()
+            while time.monotonic() < start_s + LISTEN_S:
+                block = source.read(0.2)
+                if block is not None and time.monotonic() > start_s + SETTLE_S:
+                    n += len(block.values)
+        finally:
+            source.close()
+    except DriverError as error:
+        row(f"[{name}] device {wanted.device}", False, str(error), "plug it in, end what holds it, or correct the settings")
+        return
+    rate_hz = n / (LISTEN_S - SETTLE_S)
+    right = abs(rate_hz / wanted.sample_rate_hz - 1.0) < RATE_TOLERANCE
+    fact = f"{rate_hz:.4g} samples a second, the settings say {wanted.sample_rate_hz:g}"
+    row(f"[{name}] device {wanted.device}", right, fact, "sample_rate_hz must be what the device does")
 
 
 def _cpus(row: Any, wanted: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit
 
-from controller import artefact, compiled_ring, kernels, messages, policy, realtime, ring, settings
+from controller import artefact, compiled_ring, kernels, messages, policy, realtime, ring, settings, streams
 from controller.detector import Detection, SpasmDetector
 from controller.policy import StimRequest, request_of
 from controller.recording import CYCLE
@@ -34,14 +34,12 @@ if TYPE_CHECKING:
 
 READ_TIMEOUT_S = 0.02
 HEARTBEAT_NS = 10_000_000
-STALE_S = 0.05  # no sample for this long, or for ten periods, is "no data" (safety notes D1)
 RING_BYTES = 32 << 20
 MAX_FEEDBACK = 64  # of guard's words heard in one step; more wait for the next
-GUARD_GONE, STREAM_LOST, ENOUGH = range(3)  # how `run` ended
+GUARD_GONE, STREAM_LOST, STREAM_FAULT, ENOUGH = range(4)  # how `run` ended
 FOREVER = 1 << 62
 
-_BED_TIMES = ("emg_newest_s", "force_newest_s", "emg_stale_s", "force_stale_s")
-BED = np.dtype([("index", np.int64), *((name, np.float64) for name in _BED_TIMES)], align=True)
+BED = np.dtype([("index", np.int64)], align=True)
 TO_GUARD = np.dtype([(name, np.int64) for name in messages.ToGuard._fields], align=True)
 FROM_GUARD = np.dtype([("code", np.float64), ("t_ns", np.int64), ("number", np.int64)], align=True)  # as messages.FEEDBACK
 
@@ -52,12 +50,16 @@ class BedState(NamedTuple):
     Attributes
     ----------
     bed : (1,) BED
-        Number of steps; newest stamp of each signal, and the age at which it is missing (0: there is no such signal).
+        Number of steps.
+    emg, force : (1,) streams.STREAM
+        Whether these signals arrive as they should.
     newest_s : (n_rules + n_joins,) float64
         Newest stamp of each rule's signal; of a join's signals the one that is furthest behind.
     """
 
     bed: NDArray[np.void]
+    emg: NDArray[np.void]
+    force: NDArray[np.void]
     newest_s: NDArray[np.float64]
     detector: kernels.DetectorState
     policy: policy.PolicyState
@@ -65,12 +67,8 @@ class BedState(NamedTuple):
 
 def bed_state(config: Settings, detector: SpasmDetector) -> BedState:
     """A bed that has seen nothing yet."""
-    bed = np.zeros(1, BED)
-    for name in ("emg", "force"):
-        signal_settings = getattr(config, name)
-        if signal_settings:
-            bed[0][f"{name}_stale_s"] = max(STALE_S, 10.0 / signal_settings.sample_rate_hz)
-    return BedState(bed, np.zeros(len(config.rows)), detector.state, policy.state(config))
+    emg, force = (streams.stream(signal.sample_rate_hz if signal else 0.0) for signal in (config.emg, config.force))
+    return BedState(np.zeros(1, BED), emg, force, np.zeros(len(config.rows)), detector.state, policy.state(config))
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------------------
@@ -78,36 +76,36 @@ def bed_state(config: Settings, detector: SpasmDetector) -> BedState:
 def step(s, emg_uv, emg_t_s, force, force_t_s, feedback, received_ns, cycle):
     """Take what arrived, decide. `s` is a `BedState`, then come the fields of a `Chunk`; the decision goes into `cycle`, a `CYCLE`."""
     now_s = received_ns * 1e-9
-    bed, n_emg_rules = s.bed[0], s.detector.emg.shape[0]
+    bed, emg_stream, force_stream, n_emg_rules = s.bed[0], s.emg[0], s.force[0], s.detector.emg.shape[0]
+    streams.watch(emg_stream, emg_t_s, now_s)
+    streams.watch(force_stream, force_t_s, now_s)
     policy.hear(s.policy, feedback)
     p = s.policy.policy[0]
     artefact.hear(s.detector.own, feedback, p.number, p.alike_from_s, p.alike_until_s)
     kernels.update(s.detector, emg_uv, emg_t_s, force, force_t_s, p.hold_until_s, p.look_from_s)
-    if emg_t_s.size:
-        bed.emg_newest_s = emg_t_s[-1]
-    if force_t_s.size:
-        bed.force_newest_s = force_t_s[-1]
     n_rules = n_emg_rules + s.detector.force.shape[0]
-    s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:n_rules] = bed.emg_newest_s, bed.force_newest_s
+    s.newest_s[:n_emg_rules], s.newest_s[n_emg_rules:n_rules] = emg_stream.newest_s, force_stream.newest_s
     for i in range(s.detector.joins.shape[0]):
         s.newest_s[n_rules + i] = s.detector.joins[i].newest_s
-    policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, cycle)
+    believed = emg_stream.state <= streams.FINE and force_stream.state <= streams.FINE
+    policy.ask(s.policy, now_s, s.newest_s, s.detector.seen, believed, cycle)
     bed.index += 1
     cycle.index, cycle.received_ns, cycle.decided_ns = bed.index, received_ns, received_ns
     cycle.n_emg, cycle.n_emg_channels = emg_uv.shape
     cycle.n_force, cycle.n_force_channels = force.shape
     cycle.n_feedback, cycle.n_rules = feedback.shape[0], s.detector.seen.shape[0]
-    cycle.data_ok, cycle.sample_s = data_state(s, now_s)
+    cycle.emg_state, cycle.force_state = emg_stream.state, force_stream.state
+    cycle.data_ok, cycle.sample_s = data_state(s)
 
 
 @njit(cache=True, nogil=True)
-def data_state(s, now_s):
-    """Whether every configured signal is arriving and no rule sees bad samples; newest stamp of the signal that is furthest behind."""
-    bed, ok, sample_s = s.bed[0], True, np.inf
-    for stale_s, newest_s in ((bed.emg_stale_s, bed.emg_newest_s), (bed.force_stale_s, bed.force_newest_s)):
-        if stale_s > 0.0:
-            ok = ok and abs(now_s - newest_s) < stale_s
-            sample_s = min(sample_s, newest_s)
+def data_state(s):
+    """Whether every configured signal arrives as it should and no rule sees bad samples; newest stamp of the furthest behind."""
+    ok, sample_s = True, np.inf
+    for stream in (s.emg[0], s.force[0]):
+        if stream.rate_hz > 0.0:
+            ok = ok and stream.state == streams.FINE
+            sample_s = min(sample_s, stream.newest_s)
     for i in range(s.detector.seen.shape[0]):
         ok = ok and s.detector.seen[i, kernels.QUALITY] != kernels.QUALITY_BAD
     return ok, sample_s
@@ -128,7 +126,7 @@ def run(s, emg, force, guard_fd, ring, io, last_index):
     Returns
     -------
     int
-        GUARD_GONE, STREAM_LOST or ENOUGH.
+        GUARD_GONE, STREAM_LOST, STREAM_FAULT or ENOUGH.
     """
     bed, cycle, beat_ns = s.bed[0], io.cycle[0], 0
     emg_timeout_s, force_timeout_s = (READ_TIMEOUT_S, 0.0) if emg.handle else (0.0, READ_TIMEOUT_S)
@@ -150,6 +148,8 @@ def run(s, emg, force, guard_fd, ring, io, last_index):
         record(ring, io.cycle, emg_uv, emg_t_s, newtons, force_t_s, feedback, s.detector.seen)
         if emg.error[0] < 0 or force.error[0] < 0:
             return STREAM_LOST
+        if s.emg[0].faults >= streams.FAULTS or s.force[0].faults >= streams.FAULTS:
+            return STREAM_FAULT
     return ENOUGH
 
 
@@ -304,7 +304,12 @@ def main() -> int:
     s = bed_state(config, SpasmDetector(config))
     ended = run(s, source.emg, source.force, args.guard, compiled_ring.compiled(writer), scratch(), FOREVER)
     if ended == STREAM_LOST:
-        say("an LSL stream is lost")
+        say("an LSL stream is lost: whatever takes its place is looked at anew [D8]")
+        return 1
+    if ended == STREAM_FAULT:
+        for name, stream in (("emg", s.emg[0]), ("force", s.force[0])):
+            if stream["faults"] >= streams.FAULTS:
+                say(f"[{name}] {streams.STATES[stream['wrong']]}, {streams.FAULTS} times within {streams.FAULTS_S:g} s")
         return 1
     return 0  # guard is gone, so there is nobody to ask; the daemon, or guard's last words, say why
 

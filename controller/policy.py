@@ -160,7 +160,7 @@ def hear(s, feedback):
 
 
 @njit(cache=True, nogil=True)
-def ask(s, now_s, newest_s, seen, cycle):
+def ask(s, now_s, newest_s, seen, may, cycle):
     """Fill the fields of a request in `cycle`, a `recording.CYCLE` record, with what to ask for now; request 0 = nothing.
 
     Parameters
@@ -169,6 +169,8 @@ def ask(s, now_s, newest_s, seen, cycle):
         Stamp of the newest sample that each rule has seen.
     seen : (n_rules + n_joins, N_SEEN) float64
         `DetectorState.seen`.
+    may : bool
+        Whether the samples are to be believed; a train that would be due is waited with, and an event that waits too long is over.
     """
     p = s.policy[0]
     cycle.request = cycle.event_id = cycle.train = cycle.current_ua = cycle.duration_us = cycle.cause = cycle.rule = cycle.level = 0
@@ -179,12 +181,12 @@ def ask(s, now_s, newest_s, seen, cycle):
         rule, what = s.rules[p.rule], seen[p.rule]
         if not what[ACTIVE] or p.event_on_s + rule.duration_us * 1e-6 > p.max_event_s or now_s >= p.until_s + ANSWER_S:
             _rest(p, now_s)
-        elif not np.isnan(what[LEVEL]):  # samples come later than time passes: the look is over when it was seen
+        elif may and not np.isnan(what[LEVEL]):  # samples come later than time passes: the look is over when it was seen
             _request(p, rule, now_s, newest_s[p.rule], what, cycle)
             cycle.level = np.int64(min(max(1000.0 * what[LEVEL] + 0.5, 1.0), MAX_LEVEL))
     elif p.phase == REST and now_s >= p.until_s:
         p.phase = WATCH
-    if p.phase == WATCH:
+    if p.phase == WATCH and may:
         for i in range(s.rules.shape[0]):
             if s.rules[i].asks and seen[i, ACTIVE]:
                 p.rule = i

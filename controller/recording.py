@@ -44,7 +44,7 @@ LOST = "records lost"  # notes that say what the daemon did not read in time
 SYNC_S = 0.2  # between syncs: what is 250 ms old outlasts a power cut (F6) on a disk that needs up to 50 ms for one
 
 CYCLE_FIELDS = (
-    *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok"),
+    *("index", "received_ns", "decided_ns", "n_emg", "n_force", "n_feedback", "n_rules", "data_ok", "emg_state", "force_state"),
     *REQUEST_FIELDS,
 )
 # A cycle on its way from loop to daemon: this, then emg_t_s, emg_uv, force_t_s, force, feedback and what the rules see.

@@ -254,6 +254,36 @@ REQUIREMENTS = (
             Limit("request", "MAX_TRIGGER_AGE_NS", "max_lateness_ns"),
         ),
     ),
+    # --- D: signals
+    Requirement(
+        "D1",
+        "a blind loop",
+        "no sample for 50 ms, or for ten periods, is no data: nothing is asked for on it, a train in progress ends, and it is said",
+    ),
+    Requirement("D2", "a wrong rate", "the rate is measured by the stamps, over 2 s; off by more than 5 %, nothing is asked for"),
+    Requirement(
+        "D3", "garbage", "a sample that is no number, or no voltage of a muscle, makes its rule blind until the filters are clean again"
+    ),
+    Requirement("D4", "a stuck channel", "a channel unchanged for 20 ms is flat: its rule says so and decides nothing"),
+    Requirement("D5", "saturation", "an amplifier at its end decides nothing; what our own pulses put into the signal is no spasm"),
+    Requirement(
+        "D6",
+        "doubled or reordered samples",
+        "a stamp twice, a step back beyond jitter, or more than 1 s forward: not believed for 1 s; the third within a minute ends the "
+        "loop, and a person must arm automatic mode again",
+    ),
+    Requirement("D7", "a clock that jumps", "all times are of the clock that cannot be set; stamps that leave it are stale, old or new"),
+    Requirement(
+        "D8",
+        "another stream under the name",
+        "name, source, channels, unit, rate and kind are compared at the start, two that fit are refused; a stream that ends is never "
+        "replaced by another: the loop ends, and a person must arm automatic mode again",
+    ),
+    Requirement(
+        "D10",
+        "a flood of samples",
+        "what waits is bounded, the oldest is dropped and seen as a gap; a rate that is not the stated one is D2",
+    ),
     # --- E: the stimulator
     Requirement(
         "E1",

@@ -434,7 +434,7 @@ def _of_session(folder: Path) -> Decided:
 
 def _spans(cycles: Iterable[tuple[int, recording.RecordedCycle]]) -> list[tuple[float, float]]:
     """Recorded spans: a new one begins after a gap in the stamps, and with each loop."""
-    from controller.detector import GAP_S
+    from controller.streams import GAP_S
 
     spans: list[tuple[float, float]] = []
     last = 0

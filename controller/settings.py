@@ -147,6 +147,14 @@ ButtonDevice = Annotated[
         title='"hid:/dev/input/by-id/...", "serial:/dev/serial/by-id/...", "byte:/dev/serial/by-id/..." or "lsl:STREAM"',
     ),
 ]
+SignalDevice = Annotated[
+    str,
+    Field(
+        max_length=200,
+        pattern=r"^((serial|brainflow):[^\p{C}\p{Zl}\p{Zp}]+|)$",
+        title='"serial:/dev/serial/by-id/...@115200" or "brainflow:BOARD@PORT"; empty = the stream is there already',
+    ),
+]
 Key = Annotated[
     str,
     Field(pattern=r"^((KEY|BTN)_[A-Z0-9]{1,20}|[0-9]{1,4}|)$", title='a key\'s name or number, such as "KEY_SPACE" or "57"; empty = none'),
@@ -200,12 +208,19 @@ class Session(Table):
 
 
 class Stream(Table):
-    """What `[emg]` and `[force]` share: an LSL stream, found by its name (and, where given, source id and type)."""
+    """What `[emg]` and `[force]` share: an LSL stream, found by its name (and, where given, source id and type).
+
+    With `device` it is the daemon that makes the stream, of what the device says.
+    """
 
     stream_name: Text = Field(description="the LSL stream's name, as `calmloop doctor` lists it")
     source_id: TextOrNone = Field(default="", description="the LSL source id, where two streams could have the same name; empty = any")
     stream_type: TextOrNone = Field(default="", description="the LSL type, such as EMG; empty = any")
     channels: Channels = Field(description="the stream's channels in its order")
+    device: SignalDevice = Field(default="", description="what speaks no LSL itself, and is published under stream_name")
+    scale: float = Field(
+        default=1.0, ge=-1e9, le=1e9, description="device: what its numbers are multiplied by to be in `unit`, such as N for a count"
+    )
 
 
 class EmgStream(Stream):
@@ -736,6 +751,9 @@ def _cross_problems(raw: dict[str, Any]) -> Iterator[_Problem]:
                 words = f"must be at most {key}_in_24_h, {day:g}: a session is a part of a day"
                 yield _Problem(("prescription", f"{key}_in_session"), f" = {session} {words}")
 
+    for table, signal in (("emg", _sound(EmgStream, raw.get("emg"))), ("force", _sound(ForceStream, raw.get("force")))):
+        if signal:
+            yield from _signal_device_problems(table, signal, stimulator)
     if page := _sound(Page, raw.get("page", {})):
         yield from _page_problems(page)
     if button := _sound(Button, raw.get("button")):
@@ -882,6 +900,18 @@ def _page_problems(page: Page) -> Iterator[_Problem]:
         for key in ("host_name", "certificate", "key"):
             if value := getattr(page, key):
                 yield _Problem(("page", key), f" = {_short(value)} means nothing without interface: a page on loopback alone has no TLS")
+
+
+def _signal_device_problems(table: str, signal: Stream, stimulator: Stimulator | None) -> Iterator[_Problem]:
+    """What a device that we publish must be told, and what means nothing without one."""
+    if not signal.device:
+        if signal.scale != 1.0:
+            yield _Problem((table, "scale"), f" = {signal.scale:g} means nothing without device: a stream's samples are taken as they are")
+        return
+    if not signal.scale:
+        yield _Problem((table, "scale"), " = 0 makes every sample 0")
+    if stimulator and stimulator.port and signal.device.partition(":")[2].partition("@")[0] == stimulator.port:
+        yield _Problem((table, "device"), f" = {_short(signal.device)} is the stimulator's port: the signal must have one of its own")
 
 
 def _button_problems(button: Button, stimulator: Stimulator | None) -> Iterator[_Problem]:
@@ -1053,7 +1083,8 @@ def sentences(settings: Settings, path: str | Path) -> str:
     for kind, stream in (("EMG", settings.emg), ("force", settings.force)):
         if stream:
             names = ", ".join(stream.channels)
-            lines += [f'  {kind} "{stream.stream_name}" at {stream.sample_rate_hz:g} Hz, in {stream.unit}', f"    channels: {names}"]
+            of = f", of {stream.device}, times {stream.scale:g}" if stream.device else ""
+            lines += [f'  {kind} "{stream.stream_name}" at {stream.sample_rate_hz:g} Hz, in {stream.unit}{of}', f"    channels: {names}"]
     if not (settings.emg or settings.force):
         lines.append("  nothing")
     lines += ["", "Rules"]

@@ -80,7 +80,7 @@ def facts(s: Mapping[str, Any], guard: Mapping[str, Any]) -> list[tuple[str, str
     last = s.get("last_trigger") or {}
     return [
         ("why", s["reason"]),
-        ("signals", f"{'ok' if s['data_ok'] else 'NO DATA'}, newest sample {_ms(s['sample_age_ms'])}, loop {s['loop']}"),
+        ("signals", f"{'ok' if s['data_ok'] else _wrong(s)}, newest sample {_ms(s['sample_age_ms'])}, loop {s['loop']}"),
         ("rules", "; ".join(_rule(name, rule) for name, rule in s["rules"].items())),
         ("given", f"{s['trains']} trains, {s['pulses']} pulses; {s['requests']} asked for by the rules, {s['refusals']} refused"),
         ("session", _dose(dose.get("session"), allowed.get("session"))),
@@ -108,6 +108,11 @@ def _latency(measured: Mapping[str, Mapping[str, Any]]) -> str:
     shown = [(name, measured[name]) for name in ("sample_age", "request_transit", "ack") if measured.get(name, {}).get("n")]
     words = [f"{name.replace('_', ' ')} {q['p99_ms']:.2f} / {q['max_ms']:.2f}" for name, q in shown]
     return f"{', '.join(words)} ms (p99 / max)" if words else ""
+
+
+def _wrong(s: Mapping[str, Any]) -> str:
+    faults = [f"{name} {what}" for name, what in s.get("streams", {}).items() if what != "fine"]
+    return f"NO DATA ({', '.join(faults)})" if faults else "NO DATA"
 
 
 def _ms(value: float | None) -> str:

@@ -91,6 +91,40 @@ class Chunk:
     received_ns: int
 
 
+class SignalBlock(NamedTuple):
+    """Samples that a device handed over together.
+
+    Attributes
+    ----------
+    values : (n_samples, n_channels) float64, n_samples > 0
+        As the device gives them.
+    newest_s : float
+        Stamp of the last sample, s on the host's monotonic clock.
+    """
+
+    values: NDArray[np.float64]
+    newest_s: float
+
+
+class SignalSource(Protocol):
+    """An amplifier or load cell that does not speak LSL itself; `sources.bridge` publishes what it reads.
+
+    Life: constructed (no input or output) -> `open` -> `read`... -> `close`, and `open` again.
+    """
+
+    def open(self) -> None:
+        """Open the device for us alone. Raises `DeviceNotFoundError`, `DeviceMismatchError`."""
+        ...
+
+    def read(self, timeout_s: float) -> SignalBlock | None:
+        """What came, within so long; None = nothing did. Raises `PortLostError`, `DeviceMismatchError`."""
+        ...
+
+    def close(self) -> None:
+        """Let the device go. May be called twice."""
+        ...
+
+
 FEEDBACK_PULSE = 1.0  # a pulse left the port at that time
 FEEDBACK_REFUSED = 2.0  # guard refused that request
 FEEDBACK_ENDED = 3.0  # the train of that request is over (finished or cut)

@@ -115,6 +115,7 @@ def judge(decided, seen, at, emg_ms=60.0, force_ms=150.0):
     assert all(np.isfinite(one.statistic) and np.isfinite(one.envelope) for one in seen)
 
 
+@pytest.mark.safety("D3", "D4", "D5")
 @settings(max_examples=60, deadline=None)
 @given(faults, blocks, st.integers(0, 3))
 @example([("alternating", [0], 9000, 400)], [20], 0)
@@ -133,6 +134,7 @@ def test_bad_values_in_emg(bad, cuts, seed):
     judge(decided, seen, at)
 
 
+@pytest.mark.safety("D6", "D7")
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(
@@ -196,6 +198,7 @@ def test_a_bad_stretch_is_as_if_it_had_been_held(bad, seed):
     assert abs(decisions[0] - decisions[1]) <= 0.01 * RATE_HZ
 
 
+@pytest.mark.safety("D3", "D4")
 @pytest.mark.parametrize("kind", VALUES)
 def test_a_long_bad_stretch_is_called_bad(kind):
     _, emg, force = quiet(5, 6.0)

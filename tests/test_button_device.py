@@ -291,7 +291,7 @@ def test_it_ends_with_whoever_started_it_and_says_what_it_cannot_use(tmp_path):
     )
     assert wrong.returncode == 2 and "KEY_SPAEC" in wrong.stderr and "KEY_SPACE" in wrong.stderr
     config = settings.parse(DEMO + f'\n[button]\ndevice = "hid:{tmp_path / "none"}"\nkey = "57"\n')
-    process = daemon.ButtonProcess("test", config)
+    (process,) = daemon.helpers("test", config)
     try:
         time.sleep(0.5)
         assert process.process.poll() is None  # it waits for its device

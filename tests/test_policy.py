@@ -37,7 +37,7 @@ class Play:
             self.pending = [row for row in self.pending if row[1] > self.now]
             policy.hear(self.policy, np.array(due, np.float64).reshape(-1, 3))
             rows = seen(self.now, *(active, False) if isinstance(active, bool) else active, self.levels)
-            policy.ask(self.policy, self.now, np.full(2, self.now), rows, self.cycle[0])
+            policy.ask(self.policy, self.now, np.full(2, self.now), rows, True, self.cycle[0])
             request = policy.request_of(self.cycle[0])
             if request is None:
                 continue

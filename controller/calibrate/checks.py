@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.signal import butter, find_peaks, lfilter, lfilter_zi, sosfilt, sosfilt_zi, welch
 
-from controller.detector import BAD_S, BLOCK_S, FLAT_S, GAP_S, HIGH_PASS_ORDER, LF_TIME_S, SLOW_TIME_S
+from controller.detector import BAD_S, BLOCK_S, FLAT_S, HIGH_PASS_ORDER, LF_TIME_S, SLOW_TIME_S
 from controller.kernels import LF_RATIO, MAX_UV
+from controller.streams import GAP_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

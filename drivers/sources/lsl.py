@@ -226,7 +226,7 @@ def _open(wanted: Wanted, timeout_s: float) -> tuple[pylsl.StreamInlet, Inlet]:
     columns = [labels.index(name) if any(labels) else i for i, name in enumerate(wanted.channels)]
     # stamps of another host are on its clock; on one host there is nothing to correct
     flags = pylsl.proc_none if info.hostname() == socket.gethostname() else pylsl.proc_clocksync
-    stream = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=True, processing_flags=flags)
+    stream = pylsl.StreamInlet(found, max_buflen=BUFFER_S, recover=False, processing_flags=flags)
     try:
         stream.open_stream(timeout_s)
     except (pylsl.util.LostError, pylsl.util.TimeoutError) as error:

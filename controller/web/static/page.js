@@ -159,10 +159,11 @@ function show() {
     ["last 24 h", `${fix(day.on_time_s, 1)} s, ${day.pulses ?? "?"} pulses, ${fix(day.charge_mc, 2)} mC`],
     ...(g && g.dose ? [["of the session's limit", percent(g.dose.session)], ["of the day's limit", percent(g.dose["24h"])]] : []),
   ]);
+  const faults = Object.entries(s.streams || {}).filter(([, what]) => what !== "fine").map(([name, what]) => `${name} ${what}`);
   const last = s.last_trigger, box = g ? g.stimulator : null;
   rows("health", [
     ["stimulator", g ? (box === "absent" ? "absent" : `${box.model || ""} at ${box.port || "?"}`) : "unknown"],
-    ["signals", s.data_ok ? `fresh, ${fix(s.sample_age_ms, 1)} ms old` : "NO DATA"],
+    ["signals", s.data_ok ? `fresh, ${fix(s.sample_age_ms, 1)} ms old` : ["NO DATA", ...faults].join(", ")],
     ["loop", s.loop],
     ["sample to pulse, last", last && last.sum_ms !== undefined ? `${fix(last.sum_ms, 2)} ms` : "none yet"],
     ["recorded", `${fix(s.recording_bytes / 1e6, 1)} MB, ${fix(s.disk_free_bytes / 1e9, 0)} GB free`],
