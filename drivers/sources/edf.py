@@ -9,7 +9,7 @@ May be imported by anything.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def read_into(held: Held) -> None:
         of_biosemi = file.read(8) == _BDF
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        content = (edfio.read_bdf if of_biosemi else edfio.read_edf)(held.path)
+        content: Any = (edfio.read_bdf if of_biosemi else edfio.read_edf)(held.path)
         signals = content.signals
         names = told_apart([signal.label for signal in signals])
         for name, signal in zip(names, signals, strict=True):

@@ -205,7 +205,7 @@ def _checked(where: Path, key: str, value: Any) -> Any:
 # --- readers, by what a file begins with ------------------------------------------------------------------------------------------------
 def _open(path: Path) -> Held:
     """Choose the reader by what the file begins with, then by its name."""
-    from drivers.sources import edf, spike2, wfdb, xdf_file
+    from drivers.sources import edf, spike2, wfdb, xdf_chunks, xdf_file
 
     try:
         with path.open("rb") as file:
@@ -223,7 +223,7 @@ def _open(path: Path) -> Held:
         read = _read_numpy
     elif head.startswith(b"MATLAB 5.0") or (suffix == ".mat" and not head.startswith(b"MATLAB 7.3")):
         read = _read_matlab
-    elif head.startswith(xdf_file.MAGIC):
+    elif head.startswith(xdf_chunks.MAGIC):
         read = xdf_file.read_into
     elif head.startswith(edf.MAGICS):
         read = edf.read_into
