@@ -51,6 +51,7 @@ LATENCY_S = 60.0
 END_S = 3.0  # what guard and loop get to end by themselves
 MAX_RESTARTS_A_MINUTE = 5
 RESTART_S = 0.5
+LOOP_AGAIN_S = 10.0  # where a loop has ended more often
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
@@ -233,6 +234,9 @@ class Daemon:
         self.helpers: list[Helper] = []
         self.markers: Markers | None = None
         self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
+        self.loop_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
+        self.loop_due_s = 0.0  # when a loop that ended is started again; 0 = none ended
+        self.was_armed = False
         self.page_deaths: deque[float] = deque(maxlen=MAX_RESTARTS_A_MINUTE)
         self.guards = self.loops = 0
         self.guard_answers = False  # the first has passed its own test and serves
@@ -427,7 +431,7 @@ class Daemon:
             return
         assert self.link
         self.see_spasms(finish=True)  # what a loop did not see the end of, the next knows nothing of
-        self.loops += 1
+        self.loops, self.loop_due_s = self.loops + 1, 0.0
         self.telemetry.loop_started()
         self.recorder.loop_number = self.loops
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -500,24 +504,37 @@ class Daemon:
             self.note("child ended", name=child.name, how=how, number=child.number)
             if child is self.guard:
                 self.see_guard_dead(text)
-            if child.process.returncode == 2 and child.number == 1:  # it said what is wrong; trying again would say the same
+            # it said what is wrong, and trying again would say the same; but a bed that is in use has its button, which needs no loop
+            if child.process.returncode == 2 and child.number == 1 and not (child is self.loop and self.was_armed):
                 self.exit_code, self.ending = 2, f"{child.name} could not start"
                 return
+            if child is self.loop:
+                self.loop_ended(child)
+                continue
             now_s = time.monotonic()
-            if not (child is self.loop and child.process.returncode == 2):  # a stream may come again, and the button needs none
-                if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
-                    self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
-                    return
-                self.deaths.append(now_s)
+            if len(self.deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.deaths[0] < 60:
+                self.exit_code, self.ending = 1, f"{text} for the {MAX_RESTARTS_A_MINUTE + 1}th time within a minute"
+                return
+            self.deaths.append(now_s)
             time.sleep(RESTART_S)
-            if child is self.guard:
-                if self.loop:
-                    self.loop.process.kill()  # it belongs to the old guard
-                    self.loop.close()
-                    self.drain()
-                self.start_guard()
+            if self.loop:
+                self.loop.process.kill()  # it belongs to the old guard
+                self.loop.close()
+                self.drain()
+            self.start_guard()
             self.start_loop()
             return
+        if self.loop_due_s and time.monotonic() >= self.loop_due_s:
+            self.start_loop()
+
+    def loop_ended(self, loop: Child) -> None:
+        """Start a loop again soon, or less soon where it keeps ending; it never ends the bed, whose button needs none."""
+        loop.close()
+        now_s = time.monotonic()
+        often = len(self.loop_deaths) == MAX_RESTARTS_A_MINUTE and now_s - self.loop_deaths[0] < 60
+        self.loop_deaths.append(now_s)
+        self.loop, self.loop_due_s = None, now_s + (LOOP_AGAIN_S if often else RESTART_S)
+        self.status |= {"loop": "ended, and is started again", "data_ok": False, "streams": {}}
 
     # --- the prescription ----------------------------------------------------------------------------------------------------
     def hear_guard(self) -> None:
@@ -709,6 +726,7 @@ class Daemon:
             return
         event, verdict = row["event"], row["verdict"]
         s["state"], s["automatic"] = verdict["state"], verdict["automatic"]
+        self.was_armed = self.was_armed or s["state"] in OUTPUT_STATES
         if self.markers:
             self.markers.see_guard(row)
         if self.feed and row.get("written_ns"):
