@@ -26,7 +26,7 @@ WAIT_S = 0.5
 
 def arguments(device: str, name: str, kind: str, channels: tuple[str, ...], unit: str, rate_hz: float, scale: float) -> list[str]:
     """What `main` is started with."""
-    words = ["--device", device, "--name", name, "--type", kind, "--channels", json.dumps(channels)]
+    words = ["--parent", str(os.getpid()), "--device", device, "--name", name, "--type", kind, "--channels", json.dumps(channels)]
     return [*words, "--unit", unit, "--rate", repr(rate_hz), "--scale", repr(scale)]
 
 
@@ -41,13 +41,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="drivers.sources.bridge")
     for word in ("device", "name", "type", "unit"):
         parser.add_argument(f"--{word}", required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process to end with")
     parser.add_argument("--channels", type=json.loads, required=True)
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--scale", type=float, default=1.0)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C goes to everybody; the daemon decides what it means
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    parent = os.getppid()
     try:
         source = sources.load(args.device, len(args.channels), args.rate)
     except DriverError as error:
@@ -55,12 +55,12 @@ def main() -> int:
         return 2
     stream = lsl.outlet(args.name, args.type, tuple(args.channels), args.unit, args.rate, args.device)
     told = ""
-    while os.getppid() == parent:
+    while os.getppid() == args.parent:
         try:
             source.open()
             told = ""
             tell(f"{args.name}: {args.device} is open")
-            while os.getppid() == parent:
+            while os.getppid() == args.parent:
                 block = source.read(WAIT_S)
                 if block is not None:
                     # LSL counts the other samples' stamps back from the newest by the nominal rate
