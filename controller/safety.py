@@ -336,6 +336,13 @@ REQUIREMENTS = (
         "disk full",
         "no arming while less than 2 GB, or than two hours of recording, are free; what is not on the disk is not stimulated",
     ),
+    Requirement(
+        "F6",
+        "a recording is lost",
+        "what was written outlasts a kill at any byte, and a power cut when it is older than 250 ms; a torn end is cut, nothing else "
+        "is lost",
+    ),
+    Requirement("F7", "a lying record", "every gap is counted: samples in = samples on disk + gaps, which `calmloop verify` proves"),
     Requirement("F8", "power fails and comes back", "not armed; dose and lockout come back from the journal, never less than was given"),
     Requirement("F9", "wrong settings", "one wrong, unknown or missing figure: nothing starts, every mistake is named with its line"),
     Requirement(

@@ -69,6 +69,7 @@ def test_the_side_car_is_what_zlib_says_of_the_bytes(session):
     assert at == len(data)
 
 
+@pytest.mark.safety("F7")
 def test_a_flipped_bit_which_pyxdf_reads_over_is_named(session, capsys):
     data = bytearray(signals(session).read_bytes())
     emg = pyxdf.load_xdf(signals(session))[0][0]["time_series"]
@@ -112,6 +113,7 @@ def test_a_side_car_that_is_missing_or_torn_is_no_error_of_the_signals(session, 
     assert "CRC" in found.notes[0]
 
 
+@pytest.mark.safety("F6")
 def test_torn_sessions_are_cut_and_nothing_is_thrown_away(session, capsys):
     whole = signals(session).read_bytes()
     headers = next(place.start for place in xdf_chunks.places(whole) if place.tag == xdf_chunks.SAMPLES)
@@ -212,6 +214,7 @@ def test_loops_that_follow_each_other_are_whole(key):
     assert found.ok is True and (found.facts["loops"], found.facts["cycles"]) == (2, 80)
 
 
+@pytest.mark.safety("F7")
 @pytest.mark.parametrize("counted", [True, False])
 def test_cycles_that_are_missing_are_placed_and_their_samples_are_a_gap(key, counted):
     notes = [{"what": recording.LOST, "name": "loop", "number": 5}] if counted else []
@@ -226,6 +229,7 @@ def test_cycles_missing_at_the_beginning_are_missing_too(key):
     assert recorded(key, [[cycle(i) for i in range(3, 20)]]).facts["holes"] == [{"loop": 1, "after": 0, "cycles": 3}]
 
 
+@pytest.mark.safety("F7")
 def test_samples_that_are_not_there_are_counted(key):
     short = [cycle(i) for i in range(40)]
     short[10].numbers["n_emg"] += 7
@@ -302,6 +306,7 @@ def test_a_sync_that_fails_is_told_by_mark_and_by_close(tmp_path, monkeypatch):
     assert recorder.kept_bytes == 0
 
 
+@pytest.mark.safety("F6")
 def test_what_is_written_is_on_the_disk_soon_without_being_asked(tmp_path):
     recorder = recording.Recorder(tmp_path, CONFIG)
     recorder.cycles([cycle(0)])
@@ -312,6 +317,7 @@ def test_what_is_written_is_on_the_disk_soon_without_being_asked(tmp_path):
     recorder.close()
 
 
+@pytest.mark.safety("F6")
 def test_a_torn_chunk_that_could_not_be_cut_back_is_cut_before_the_next(tmp_path, monkeypatch):
     writer = xdf.XdfWriter(tmp_path / "a.xdf", [xdf.StreamSpec("x", "", (("x", ""),), 0, "double64", "")])
     writer.samples(0, [1.0], [[1.0]])

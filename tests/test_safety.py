@@ -20,7 +20,7 @@ NUMBERS = (
     *(f"C{n}" for n in range(1, 8)),
     *(f"D{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)),
     *(f"E{n}" for n in range(1, 7)),
-    *("F1", "F2", "F3", "F5", "F8", "F9", "F10"),
+    *("F1", "F2", "F3", "F5", "F6", "F7", "F8", "F9", "F10"),
     *(f"G{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 11)),
 )
 VIEW = settings.guard_view(settings.load(ROOT / "config" / "bedside.toml"))
