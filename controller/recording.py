@@ -1,7 +1,8 @@
 """One session = one folder: every input of the loop and of guard, and what they made of it, so that replay gives the same decisions.
 
 `signals.xdf` (see `xdf`), `audit.sqlite` (see `audit`), `settings.toml` (what was in force). This module knows which streams a session
-has, how a cycle travels from loop to daemon, and how to read a session back.
+has, how a cycle travels from loop to daemon, and how to read a session back. Stamps are on this host's clock already (liblsl corrects
+those of other hosts as the loop pulls them), so the file holds no clock offsets: a reader that would apply them has nothing to do.
 
 Writing is done by the daemon, syncing by a thread of its own: a `write` ends in the kernel's memory; an `fdatasync` waits for the disk,
 seconds where it is slow, and lets go of the interpreter meanwhile. So on a slow disk the signals do not keep the daemon from its
