@@ -7,6 +7,7 @@ from then on, whatever happens to this process. Each value is given by the numbe
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import resource
 import signal
@@ -82,6 +83,7 @@ def main() -> int:
 
     (args.folder / recording.SETTINGS).write_text(config.to_toml())
     recorder, rows = recording.Recorder(args.folder, config), audit.Audit(args.folder / recording.AUDIT, audit.key(make=True))
+    rows.add(time.monotonic_ns(), "session", settings_sha256=hashlib.sha256((args.folder / recording.SETTINGS).read_bytes()).hexdigest())
     recorder.loop_number = 1
 
     def acknowledge() -> None:

@@ -40,7 +40,7 @@ MAX_RANGE = 9_999_999  # the header has 8 characters for "-9999999"
 WINDOW_S = 0.25  # on both sides of a jump of the stamps: what is still there after it is a gap, what is caught up was late
 RECORD_S = 60.0  # no reader expects a data record that is longer
 LONGEST_S = 48 * 3600.0
-NEEDS = "BDF+ is written by edfio, which is not installed: pip install 'calmloop[io]' (or pip install edfio)"
+NEEDS = "BDF+ is written by edfio, which is not installed: pip install edfio"
 ASKED = ("request", "trigger", "button")  # guard's events that can start a train
 
 

@@ -11,6 +11,7 @@ Reads sessions, and repairs with one cut; never anything of the live path.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import mmap
 import os
@@ -91,11 +92,12 @@ def verify(folder: Path) -> Found:
             raise
         found.problems.append(str(error))
         return found
-    _cycles(session, found)
-    _samples(session, found)
-    _gaps(session, found)
-    _end(session, found)
-    _audit(session, found)
+    for part in (_cycles, _samples, _rows_match, _gaps, _end, _settings, _audit):
+        try:
+            part(session, found)
+        except (FileFormatError, KeyError, TypeError, ValueError) as error:  # one altered byte must not hide what else there is to say
+            text = str(error) if isinstance(error, FileFormatError) else f"damaged: {part.__name__[1:]}: {type(error).__name__}: {error}"
+            found.problems += [text] if text not in found.problems else []
     return found
 
 
@@ -148,11 +150,12 @@ def recover(folder: Path) -> Found:
 def _keep(folder: Path, torn: bytes) -> None:
     """Put what will be cut off on the disk, under a name that nothing else has; once, also where the cut was interrupted."""
     path, number = folder / TORN, 1
-    while path.exists() and path.read_bytes() != torn:
+    while path.is_symlink() or (path.exists() and not (path.is_file() and path.read_bytes() == torn)):
         number += 1
         path = folder / f"{TORN}.{number}"
     partial = folder / f"{TORN}.partial"
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    partial.unlink(missing_ok=True)  # of a recovery that was interrupted
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(torn)
         file.flush()
@@ -211,9 +214,9 @@ def _bytes(folder: Path, found: Found) -> None:
     if found.facts["cut_bytes"]:
         found.notes.append(f"{found.facts['cut_bytes']} bytes of a torn chunk were put aside by `calmloop recover`, in {TORN}")
     if not crc:
-        found.notes.append("it has no CRCs beside it (an earlier calmloop): changed values would not show")
+        found.unknown.append("it has no CRCs beside it (of an earlier calmloop, or deleted): changed values would not show")
     elif unchecked:
-        found.notes.append(f"{unchecked} bytes have no CRC: changed values would not show there")
+        found.unknown.append(f"{unchecked} bytes have no CRC: changed values would not show there")
 
 
 def _crcs(data: mmap.mmap | bytes, crc: bytes, names: dict[int, str]) -> dict[str, Any]:
@@ -248,7 +251,7 @@ def _whose(chunk: bytes, names: dict[int, str]) -> str:
 def _name(header: bytes, number: int) -> str:
     try:
         return ElementTree.fromstring(header[header.find(b"<?xml") :]).findtext("name") or f"stream {number}"
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError, ValueError):  # a flipped bit may name an encoding that is none
         return f"stream {number}"
 
 
@@ -274,6 +277,8 @@ def _cycles(session: recording.Session, found: Found) -> None:
     """Cycles are numbered from 1 in each loop: a hole is what the daemon did not read in time."""
     loops, indices = _column(session, "loop"), _column(session, "index")
     holes = []
+    if len(loops) and (absent := sorted(set(range(1, int(loops.max()) + 1)) - set(loops.tolist()))):
+        found.notes.append(f"of loop {', '.join(map(str, absent))} there is no cycle: it ended before its first sample, or they are gone")
     for loop in np.unique(loops):
         mine = np.concatenate([[0], indices[loops == loop]])
         holes += [{"loop": int(loop), "after": int(a), "cycles": int(b - a - 1)} for a, b in pairwise(mine) if b != a + 1]
@@ -298,6 +303,30 @@ def _samples(session: recording.Session, found: Found) -> None:
             found.problems.append(f"{name}: {on_disk - given} samples on disk belong to no cycle: cycles are lost")
         elif on_disk > given:
             found.notes.append(f"{name}: the last {on_disk - given} samples are there, their cycles are not: it was cut between the two")
+
+
+def _rows_match(session: recording.Session, found: Found) -> None:
+    """What is told twice must be told alike: a row of detections for each cycle, a pulse for each that guard says it wrote."""
+    written = sum(bool(row.get("written_ns")) for row in session.guard())
+    for what, name, wanted in (("detections", "detections", len(_column(session, "loop"))), ("pulses", "pulses", written)):
+        n = len(session.streams[name].stamps_s) if name in session.streams else 0
+        if n != wanted and session.end:
+            found.problems.append(f"{what}: {n} rows on disk, there should be {wanted}")
+    for name in ("EMG", "force"):
+        stream = session.streams.get(name)
+        if stream is not None and (n := int(np.count_nonzero(np.diff(stream.stamps_s) == 0))):
+            found.notes.append(f"{name}: {n} samples have the stamp of the one before: doubled, at the source or here")
+
+
+def _settings(session: recording.Session, found: Found) -> None:
+    """The settings beside the recording must be those that were in force, as the audit says."""
+    path = session.folder / recording.AUDIT
+    if not path.is_file():
+        return
+    said = {row.get("settings_sha256") for row in audit.details(path, "session")} - {None}
+    digest = hashlib.sha256((session.folder / recording.SETTINGS).read_bytes()).hexdigest()
+    if said and digest not in said:
+        found.problems.append(f"{recording.SETTINGS} is not what was in force: it was changed after the session began")
 
 
 def _gaps(session: recording.Session, found: Found) -> None:

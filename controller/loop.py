@@ -148,7 +148,7 @@ def run(s, emg, force, guard_fd, ring, io, last_index):
         record(ring, io.cycle, emg_uv, emg_t_s, newtons, force_t_s, feedback, s.detector.seen)
         if emg.error[0] < 0 or force.error[0] < 0:
             return STREAM_LOST
-        if s.emg[0].faults >= streams.FAULTS or s.force[0].faults >= streams.FAULTS:
+        if s.emg[0].lost or s.force[0].lost:
             return STREAM_FAULT
     return ENOUGH
 
@@ -308,7 +308,7 @@ def main() -> int:
         return 1
     if ended == STREAM_FAULT:
         for name, stream in (("emg", s.emg[0]), ("force", s.force[0])):
-            if stream["faults"] >= streams.FAULTS:
+            if stream["lost"]:
                 say(f"[{name}] {streams.STATES[stream['wrong']]}, {streams.FAULTS} times within {streams.FAULTS_S:g} s")
         return 1
     return 0  # guard is gone, so there is nobody to ask; the daemon, or guard's last words, say why

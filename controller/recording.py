@@ -314,7 +314,7 @@ class Session:
 
     def notes(self) -> list[dict[str, Any]]:
         """What the daemon had to say."""
-        return [json.loads(text) for text in self.streams["notes"].values]
+        return self._rows("notes", "what")
 
     @property
     def end(self) -> dict[str, Any] | None:
@@ -324,12 +324,30 @@ class Session:
 
     def anchors(self) -> list[Head]:
         """Where the audit ended, second by second."""
-        return [Head(note["rows"], note["hmac"]) for note in self.notes() if note["what"] in (ANCHOR, END)]
+        try:
+            return [Head(note["rows"], note["hmac"]) for note in self.notes() if note["what"] in (ANCHOR, END)]
+        except KeyError as error:
+            raise self._damaged(f"a note of the audit's end has no {error}") from None
 
     def guard(self) -> Iterator[dict[str, Any]]:
         """Guard's rows in order."""
-        for text in self.streams["guard"].values:
-            yield json.loads(text)
+        yield from self._rows("guard")
+
+    def _rows(self, stream: str, *keys: str) -> list[dict[str, Any]]:
+        """Text rows of a stream as the objects they are. Raises `FileFormatError` where one is none, or lacks a key."""
+        rows = []
+        for i, text in enumerate(self.streams[stream].values if stream in self.streams else (), 1):
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or any(key not in row for key in keys):
+                raise self._damaged(f"row {i} of {stream} is not as it was written")
+            rows.append(row)
+        return rows
+
+    def _damaged(self, text: str) -> FileFormatError:
+        return FileFormatError(f"{self.folder}: damaged: {text}; `calmloop verify` says more")
 
 
 def load(folder: Path) -> Session:

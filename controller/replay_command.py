@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import describe, many, recording, replay, settings, what_if
+from controller import describe, many, reading, recording, replay, settings, what_if
 from drivers.base import DeviceNotFoundError, DriverError, FileFormatError
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def _replayed(path: Path, args: argparse.Namespace, tick: Callable[[float, float
             raise FileFormatError(f"{path}: --realtime is for files; a session of ours is replayed as fast as it goes, or with --speed")
         if args.pulses:
             raise FileFormatError(f"{path}: --pulses is for files; a session of ours knows its pulses")
+        if args.floor is not None or reading.options_of(args):
+            raise FileFormatError(f"{path}: how it is heard stands in its own settings; other settings are tried with --what-if OTHER.toml")
         return _what_if(folder, args, tick) if args.what_if else _session(folder, tick)
     if args.what_if:
         raise FileFormatError(f"{path}: --what-if is for sessions of ours; how a file is heard is said by the options")

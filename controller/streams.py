@@ -24,18 +24,18 @@ RATE_WINDOW_S, RATE_TOLERANCE = 2.0, 0.05  # D2
 GAP_S = 0.05  # a hole in the stamps longer than this, and than ten periods, starts filters and measurements over
 JUMP_S = 1.0  # forward by more than this is a jump of a clock (D6)
 CLEAN_S = 1.0  # after the last bad stamp
-FAULTS, FAULTS_S = 3, 60.0  # so many within so long: the stream is not believed any more (D6)
+FAULTS, FAULTS_S = 3, 60.0  # three within so long: the stream is not believed any more (D6)
 
 ABSENT, FINE, SILENT, DISORDERED, JUMPED, WRONG_RATE = range(6)
 STATES = ("", "fine", "no samples [D1]", "stamps run backwards or are doubled [D6]", "stamps jumped [D6]", "wrong rate [D2]")
 
 STREAM = np.dtype(
     [
-        *((name, np.int64) for name in ("state", "wrong", "off_rate", "n", "faults")),
+        *((name, np.int64) for name in ("state", "wrong", "off_rate", "n", "faults", "lost")),
         # nominal, and of the last whole window; newest stamp; the age at which it is too old, and the step that is a gap
         *((name, np.float64) for name in ("rate_hz", "measured_hz", "newest_s", "stale_s", "gap_s")),
-        # when the window began (stamp); until when it is wrong, and when the first of its latest faults was (host)
-        *((name, np.float64) for name in ("from_s", "until_s", "fault_s")),
+        # what was measured so far, without gaps; until when it is wrong, and when its last two faults were (host)
+        *((name, np.float64) for name in ("span_s", "until_s", "fault_s", "fault_before_s")),
     ],
     align=True,
 )
@@ -68,15 +68,15 @@ def watch(s, t_s, now_s):
         now, step = t_s[k], t_s[k] - s.newest_s
         begun = s.newest_s != 0.0
         s.newest_s = now
-        s.n += 1
         if begun and not (-s.gap_s < step <= JUMP_S and step != 0.0):  # no number is neither
             _fault(s, JUMPED if step > JUMP_S else DISORDERED, now_s)
-        if not (begun and abs(step) <= s.gap_s):
-            s.from_s, s.n = now, 0
-        elif now - s.from_s >= RATE_WINDOW_S:
-            s.measured_hz = s.n / (now - s.from_s)
-            s.off_rate = abs(s.measured_hz / s.rate_hz - 1.0) > RATE_TOLERANCE
-            s.from_s, s.n = now, 0
+        if begun and abs(step) <= s.gap_s:  # a gap is left out of the measurement, and does not end it
+            s.span_s += step
+            s.n += 1
+            if s.span_s >= RATE_WINDOW_S:
+                s.measured_hz = s.n / s.span_s
+                s.off_rate = abs(s.measured_hz / s.rate_hz - 1.0) > RATE_TOLERANCE
+                s.span_s, s.n = 0.0, 0
     if not abs(now_s - s.newest_s) < s.stale_s:
         s.state = SILENT
     elif now_s < s.until_s:
@@ -91,6 +91,7 @@ def _fault(s, wrong, now_s):
     if now_s < s.until_s:
         return
     s.wrong, s.until_s = wrong, now_s + CLEAN_S
-    if s.faults == 0 or now_s - s.fault_s > FAULTS_S:
-        s.faults, s.fault_s = 0, now_s
     s.faults += 1
+    if s.faults >= FAULTS and now_s - s.fault_before_s <= FAULTS_S:
+        s.lost = 1
+    s.fault_before_s, s.fault_s = s.fault_s, now_s

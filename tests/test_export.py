@@ -253,7 +253,7 @@ def test_wrong_use_is_said_and_writes_nothing(session, tmp_path, capsys, monkeyp
         assert not root.exists()
     monkeypatch.setitem(__import__("sys").modules, "edfio", None)
     code, told = run(capsys, folder, "--bids", root)
-    assert code == 2 and "pip install 'calmloop[io]'" in told["error"] and not root.exists()
+    assert code == 2 and "pip install edfio" in told["error"] and not root.exists()
 
 
 # --- stamps -------------------------------------------------------------------------------------------------------------------------

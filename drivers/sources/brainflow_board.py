@@ -1,4 +1,4 @@
-"""An amplifier that BrainFlow knows (optional: `pip install "calmloop[brainflow]"`): its EMG channels, in µV, as they come.
+"""An amplifier that BrainFlow knows (optional: `pip install brainflow 'setuptools<82'`): its EMG channels, in µV, as they come.
 
 BrainFlow hands over what came since the last call; many boards stamp a whole USB transfer alike (brainflow issue 298), so a block's newest
 sample is taken to be as old as its arrival and the others are counted back by the board's rate. 2 ms between calls bound what that adds.
@@ -45,7 +45,7 @@ class BrainFlowBoard:
             from brainflow.board_shim import BoardIds, BoardShim, BrainFlowInputParams
             from brainflow.exit_codes import BrainFlowError
         except ImportError as error:  # brainflow needs pkg_resources, which setuptools 82 has no more
-            raise DeviceNotFoundError(f'BrainFlow cannot be used: {error}; pip install "calmloop[brainflow]"') from error
+            raise DeviceNotFoundError(f'BrainFlow cannot be used: {error}; pip install brainflow "setuptools<82"') from error
         try:
             number = int(self.board) if self.board.lstrip("-").isdecimal() else BoardIds[self.board].value
             rate_hz, self._rows = BoardShim.get_sampling_rate(number), BoardShim.get_emg_channels(number)[: self.n_channels]

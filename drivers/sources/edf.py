@@ -28,7 +28,7 @@ def read_into(held: Held) -> None:
     try:
         import edfio
     except ModuleNotFoundError:
-        raise held.error("EDF and BDF are read by edfio, which is not installed: pip install 'calmloop[io]'") from None
+        raise held.error("EDF and BDF are read by edfio, which is not installed: pip install edfio") from None
     _refuse_what_is_not_whole(held)
     with held.path.open("rb") as file:
         of_biosemi = file.read(8) == _BDF

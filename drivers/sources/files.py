@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drivers.base import FileFormatError
-from drivers.sources.held import UV_PER, Held, plain
+from drivers.sources.held import MAX_NAME_CHARS, UV_PER, Held, plain
 
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
+MAX_ITEMS, MAX_DEPTH = 100_000, 30  # of a MATLAB file's cells
 _S_PER = {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6}
 _FORCE_UNITS = {"n": "N", "nm": "N m", "n m": "N m", "n.m": "N m", "kg": "kg"}
 _TIME_NAME = re.compile(r"(?:t|time|times|timestamp|timestamps)(?:[ _]?(s|sec|ms|us))?", re.IGNORECASE)
@@ -207,6 +208,8 @@ def _open(path: Path) -> Held:
     """Choose the reader by what the file begins with, then by its name."""
     from drivers.sources import edf, spike2, wfdb, xdf_chunks, xdf_file
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise FileFormatError(f"{path}: is no regular file")
     try:
         with path.open("rb") as file:
             head = file.read(520)
@@ -252,6 +255,7 @@ def _read_numpy(held: Held) -> None:
             return
         for name in content.files:
             try:
+                held.make_room(name, content.zip.getinfo(f"{name}.npy" if f"{name}.npy" in content.zip.namelist() else name).file_size, 1)
                 held.put(name, content[name])
             except ValueError as error:
                 if "allow_pickle" not in str(error):
@@ -285,6 +289,10 @@ def _read_hdf5(held: Held) -> None:
     def put(name: str, node: Any) -> None:
         if not isinstance(node, h5py.Dataset):
             return
+        if node.external:
+            held.others[name] = "kept in another file (not followed)"
+            return
+        held.make_room(name, node.size, node.dtype.itemsize)
         value = node[()]
         of_matlab = "MATLAB_class" in node.attrs
         if "MATLAB_empty" in node.attrs or isinstance(value, h5py.Empty):
@@ -297,6 +305,8 @@ def _read_hdf5(held: Held) -> None:
                 held.texts[name] = [item[()].T.astype(np.uint16).tobytes().decode("utf-16", "replace") for item in items]
             else:
                 for k, item in enumerate(items):
+                    if len(held.arrays) + len(held.texts) + len(held.others) > MAX_ITEMS or name.count(".") > MAX_DEPTH:
+                        raise held.error(f"{name}: cells that refer to cells without end")
                     put(f"{name}.{k + 1}", item)
         elif of_matlab:
             held.put(name, np.squeeze(value.T))  # MATLAB stores columns first
@@ -327,6 +337,9 @@ def _put_opensignals(held: Held, prefix: str, device: Any) -> None:
         if not key.startswith("channel"):
             continue
         name = prefix + text(dataset.attrs.get("label", key))
+        if dataset.external:
+            raise held.error(f"{name} is kept in another file, which is not followed")
+        held.make_room(name, dataset.size, dataset.dtype.itemsize)
         held.put(name, np.squeeze(dataset[()]))
         held.rates_hz[name] = float(device.attrs["sampling rate"])
         held.units[name] = "raw"
@@ -553,6 +566,8 @@ def _chosen(held: Held, table: _Table, columns: list[int], names: tuple[str, ...
 def _label_and_unit(label: str) -> tuple[str, str]:
     """Split "soleus [mV]" or "soleus (mV)"; round brackets only around a unit that we know."""
     label = label.strip()
+    if len(label) > MAX_NAME_CHARS:
+        return label, ""
     if match := re.fullmatch(r"(.*?)\s*\[([^\[\]]*)\]", label):
         return match[1], match[2].strip()
     match = re.fullmatch(r"(.*?)\s*\(([^()]+)\)", label)

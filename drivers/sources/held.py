@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,12 +18,13 @@ from drivers.base import FileFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
 UV_PER = {"v": 1e6, "volt": 1e6, "volts": 1e6, "mv": 1e3, "uv": 1.0, "nv": 1e-3}
 UV_PER |= {"millivolt": 1e3, "millivolts": 1e3, "microvolt": 1.0, "microvolts": 1.0}  # as LSL's metadata spells them
+MAX_NAME_CHARS = 1000  # longer is no name of a signal, and would keep a pattern busy
+MEMORY = Path("/proc/meminfo")
 _NO_EMG = re.compile(r"\b(EEG|ECG|EKG|EOG|MEG|ERG)\b", re.IGNORECASE)  # EDF+'s words for other voltages
 
 
@@ -67,6 +69,13 @@ class Held:
         items = [f"{name} {array.shape} {array.dtype}{self._metadata(name)}" for name, array in self.arrays.items()]
         items += [f"{name} text" for name in self.texts] + [f"{name} {what}" for name, what in self.others.items()]
         return "it holds " + ("; ".join(items[:60]) + ("; ..." if len(items) > 60 else "") if items else "nothing")
+
+    def make_room(self, name: str, n_values: int, value_bytes: int) -> None:
+        """Refuse what would not fit into memory as float64, before it is read: a small file may claim much."""
+        found = re.search(r"MemAvailable: +(\d+) kB", MEMORY.read_text())
+        needed = n_values * max(8, value_bytes) if value_bytes > 1 else n_values
+        if found and needed > int(found[1]) * 1024 // 3:
+            raise self.error(f"{name} is {needed / 1e9:.1f} GB, too much for the {int(found[1]) / 1e6:.1f} GB of memory that are free")
 
     def put(self, name: str, value: Any) -> None:
         """Sort in a value of whatever kind, looking into cells."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def read_into(held: Held) -> None:
     """Put down every waveform channel; a recording with pauses is refused, since its parts would be joined."""
     wide = held.path.suffix.lower() == ".smrx"
-    needs = "pip install 'calmloop[spike2]'" + (" sonpy" if wide else "")
+    needs = "pip install neo" + (" sonpy" if wide else "")
     try:
         from neo import rawio
     except ModuleNotFoundError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drivers.sources.held import told_apart
+from drivers.sources.held import MAX_NAME_CHARS, told_apart
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,9 +111,9 @@ def _signal(held: Held, hea: Path, k: int, line: str) -> _Signal:
         raise held.error(f"{place}: its signals are in another folder: {match['file']!r}")
     # gain, converter's bits and zero, initial value, checksum, block size, description: each may be left out with all that follow
     fields = (match["rest"] or "").split(None, 6)
-    gain = _GAIN.fullmatch(fields[0]) if fields else None
+    gain = _GAIN.fullmatch(fields[0]) if fields and len(fields[0]) <= MAX_NAME_CHARS else None
     if fields and gain is None:
-        raise held.error(f"{place}: a gain of {fields[0]!r}")
+        raise held.error(f"{place}: a gain of {fields[0][:60]!r}")
     try:
         zero, initial, checksum = (int(fields[at]) if len(fields) > at else None for at in (2, 3, 4))
     except ValueError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from drivers.sources.held import told_apart
-from drivers.sources.xdf_chunks import MAGIC, places
+from drivers.sources.xdf_chunks import MAGIC, STREAM_HEADER, places
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,9 @@ def read_into(held: Held) -> None:
     for place in places(content):  # what follows damage is but the mark of a boundary, and nothing to be read
         chunks.append((place.start if place.start == whole else place.end, place.end))
         whole = place.end
+    headers = [place.stream for place in places(content) if place.tag == STREAM_HEADER]
+    if len(set(headers)) < len(headers):
+        raise held.error("damaged: a stream has two headers")
     breaks = [(end, begin) for (_, end), (begin, _) in itertools.pairwise([(0, len(MAGIC)), *chunks]) if begin > end]
     if breaks:
         lost = sum(begin - end for end, begin in breaks)
@@ -62,6 +65,8 @@ def read_into(held: Held) -> None:
     finally:
         log.propagate = True
         log.removeHandler(heard)
+    if unread := [words for words in heard.words if "Error" in words]:
+        raise held.error(f"damaged: {unread[0]}")
     held.notes += dict.fromkeys(heard.words)
     if not streams:
         raise held.error(f"torn before its first stream header ({len(content)} bytes)")
