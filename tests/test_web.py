@@ -263,7 +263,7 @@ def test_a_port_that_is_taken_is_said_and_not_fatal(web, capfd):
     assert messages.ask(web.rig.bed, {"do": "status"})["ok"]
 
 
-NAME, TORN = "2026-01-01T00-00-00Z_test", "2026-01-01T00-00-00Z_test_2"
+NAME, TORN = "2026-01-01T00-00-00Z_test", "2026-01-01T00-00-01Z_test"
 
 
 # --- what is prescribed, and sessions of before -----------------------------------------------------------------------------------------
