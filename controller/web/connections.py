@@ -7,6 +7,8 @@ connections would keep a STOP out, so where there are too many it is not the new
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from time import monotonic
 from typing import Any
 
@@ -24,6 +26,7 @@ MAX_ACCEPTED = MAX_CONNECTIONS // 2
 HEADER_S = 5.0  # until a request is complete, or its connection is closed
 UNREAD_S = 4.0  # until what we sent is taken, likewise
 LOOK_S = 0.5
+SEND_BYTES = 64 << 10  # in the kernel's hands: more of it would be taken for read
 FRAMES_HZ, MAX_FRAMES = 20.0, 60  # of one websocket, and how many at once; a page says a few in a minute
 SLICE_BYTES = 512  # of a websocket's are read before they are counted: 85 frames at most
 
@@ -44,24 +47,31 @@ def n_unread(one: Any) -> int:
     return int(one.transport.get_write_buffer_size())
 
 
+def abort(one: Any) -> None:
+    """End a connection at once, and in the kernel too, which would hold what nobody reads for minutes."""
+    if one.transport.get_extra_info("socket").fileno() >= 0:
+        one.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.transport.abort()
+
+
 class Impatient(H11Protocol):
     """A connection that says nothing, half a request, or does not read, goes: after a while, and at once where others need its place."""
 
-    since_s = 0.0  # when it was made, or its last request or response was complete
+    made_s = since_s = 0.0  # when it was made; and when its last request began or its last response was complete
 
     def connection_made(self, transport: Any) -> None:
-        """Count; where there are too many, the one goes that is unread, or idle, for the longest time."""
+        """Count; where there are too many, the oldest of the unread goes, or of the idle, or of all, and never the newest."""
         super().connection_made(transport)
-        self.since_s = monotonic()
+        self.made_s = self.since_s = monotonic()
         mine = host_of(transport)
         there: list[Any] = [one for one in self.connections if one.transport and (n_unread(one) or not one.transport.is_closing())]
         alike = [one for one in there if is_here(host_of(one.transport)) == is_here(mine)]
         same = [] if is_here(mine) else [one for one in alike if host_of(one.transport) == mine]
         for crowd, most in ((same, MAX_FROM_ONE), (alike, MAX_CONNECTIONS)):
             if len(crowd) > most:
-                free = [one for one in crowd if isinstance(one, Impatient) and one is not self and (one.waits or n_unread(one))]
-                goes = min(free, key=lambda one: (not n_unread(one), one.since_s), default=self)
-                goes.transport.abort()
+                others = [one for one in crowd if isinstance(one, Impatient) and one is not self]
+                goes = min(others, key=lambda one: (not n_unread(one), not one.waits, one.made_s), default=self)
+                abort(goes)
                 return
 
     def data_received(self, data: bytes) -> None:
@@ -103,7 +113,7 @@ class Sparing(WebSocketsSansIOProtocol):
         self.counted_s = now_s
         if self.left < 0 and not self.transport.is_closing():
             if self.conn.state is not State.OPEN:
-                self.transport.abort()
+                abort(self)
                 return
             self.conn.fail(1008, "more than a person can say")
             self.handle_parser_exception()
@@ -126,4 +136,4 @@ async def watch(connections: set[Any]) -> None:
         late = [one for one, since_s in unread_s.items() if now_s - since_s > UNREAD_S]
         late += [one for one in connections if isinstance(one, Impatient) and one.waits and now_s - one.since_s > HEADER_S]
         for one in late:
-            one.transport.abort()
+            abort(one)

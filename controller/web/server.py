@@ -32,7 +32,7 @@ from starlette.websockets import WebSocketDisconnect
 from controller import alarms, messages, montages, network, prescribing, realtime, review, settings
 from controller.ring import RingReader
 from controller.web import feed, metrics
-from controller.web.connections import HEADER_S, MAX_ACCEPTED, MAX_CONNECTIONS, Impatient, Sparing, is_here, watch
+from controller.web.connections import HEADER_S, MAX_ACCEPTED, MAX_CONNECTIONS, SEND_BYTES, Impatient, Sparing, is_here, watch
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -548,6 +548,8 @@ def main() -> int:
     except OSError as error:
         print(f"page: {' or '.join(f'{host}:{args.port}' for host in hosts)}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
+    for one in listening:  # and so whatever it accepts: the kernel would take megabytes for somebody who never reads
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     names = [*hosts, "localhost", *([args.host_name] if args.host_name else [])]
     origins = frozenset(f"{'https' if tls else 'http'}://{name}:{args.port}" for name in names)
     files = Files(args.settings, args.versions, args.sessions)
