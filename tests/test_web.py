@@ -19,7 +19,7 @@ from websockets.sync.client import connect
 from controller import daemon, messages, recording
 from controller.web import connections, server
 from controller.web.feed import Feed
-from tests.rig import GuardRig
+from tests.rig import ROOT, GuardRig
 
 
 def free_port():
@@ -239,44 +239,11 @@ def test_a_crowd_that_never_reads_keeps_no_stop_out_and_is_closed(web):
             s.close()
 
 
-def flood(web, word, seconds, n=6):
-    """So many websockets that say a word as fast as they can, from a process of its own; returns it."""
-    program = f"""
-import select, socket, time
-def opened():
-    s = socket.create_connection(("127.0.0.1", {web.port}), 5.0)
-    head = "GET /live HTTP/1.1\\r\\nHost: 127.0.0.1:{web.port}\\r\\nOrigin: {web.url}\\r\\nUpgrade: websocket\\r\\n"
-    head += "Connection: Upgrade\\r\\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\\r\\nSec-WebSocket-Version: 13\\r\\n\\r\\n"
-    s.sendall(head.encode())
-    s.recv(4096)
-    s.setblocking(False)
-    return s
-word = {word.encode()!r}
-many, end = (bytes((0x81, 0x80 | len(word))) + bytes(4) + word) * 3000, time.monotonic() + {seconds}
-crowd = []
-while time.monotonic() < end:
-    try:
-        while len(crowd) < {n}:
-            crowd.append(opened())
-    except OSError:
-        pass
-    readable, writable, _ = select.select(crowd, crowd, [], 0.1)
-    for s in writable:
-        try:
-            s.send(many)
-        except BlockingIOError:
-            pass
-        except OSError:
-            crowd.remove(s)
-"""
-    return subprocess.Popen([sys.executable, "-c", program])
-
-
 @pytest.mark.safety("G5", "C1")
 @pytest.mark.parametrize("word", ["x", '{"do":"status"}'])
 def test_a_flood_of_words_keeps_no_stop_out_while_it_lasts_or_after(web, word, capfd):
     report(web)
-    crowd = flood(web, word, 2.0)
+    crowd = subprocess.Popen([sys.executable, "-m", "bench.page_crowd", str(web.port), word, "2.0"], cwd=ROOT)
     try:
         time.sleep(0.7)
         for _ in range(3):  # two while it lasts, one after it

@@ -60,7 +60,7 @@ class Impatient(H11Protocol):
     made_s = since_s = 0.0  # when it was made; and when its last request began or its last response was complete
 
     def connection_made(self, transport: Any) -> None:
-        """Count; where there are too many, the oldest of the unread goes, or of the idle, or of all, and never the newest."""
+        """Count; where there are too many, the oldest of the unread goes, or of all: whoever says STOP comes, is heard, and leaves."""
         super().connection_made(transport)
         self.made_s = self.since_s = monotonic()
         mine = host_of(transport)
@@ -70,7 +70,7 @@ class Impatient(H11Protocol):
         for crowd, most in ((same, MAX_FROM_ONE), (alike, MAX_CONNECTIONS)):
             if len(crowd) > most:
                 others = [one for one in crowd if isinstance(one, Impatient) and one is not self]
-                goes = min(others, key=lambda one: (not n_unread(one), not one.waits, one.made_s), default=self)
+                goes = min(others, key=lambda one: (not n_unread(one), one.made_s), default=self)
                 abort(goes)
                 return
 
