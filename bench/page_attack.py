@@ -2,8 +2,10 @@
 
 A real bed (daemon, guard, loop, recording, page) listens to noise. Three things are tried: every verb by every role with every kind of
 token, over the websocket as a page would; words from other origins and names; and a crowd: 900 half-open connections, 16 MiB messages,
-pages that do not read, floods of refused words. What is allowed beyond the table below is counted, and how old samples were when the loop
-decided is compared with the quiet before, out of the recording. `--gate` exits 1 where a promise of `budget.toml` is missed.
+pages that do not read, floods of refused words. Then come, one after the other, connections that never read and websockets that never stop
+talking (`bench.page_crowd`), and STOP is said over HTTP while they last and right after. What is allowed beyond the table below is
+counted, and how old samples were when the loop decided is compared with the quiet before, out of the recording. `--gate` exits 1 where a
+promise of `budget.toml` is missed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -47,6 +50,7 @@ MAY = {
 }
 READERS = ("viewer", "clinician")
 HALF_OPEN, BIG_BYTES, SLOW, FLOOD = 900, 16 << 20, 12, 4
+CROWDS = ("unread", "x", '{"do":"status"}')  # the last two are words
 QUIET_S, ATTACK_S = 20.0, 20.0
 
 
@@ -224,6 +228,23 @@ def crowd(ward: PageWard, seconds: float) -> dict[str, int]:
     return counts
 
 
+def stops(ward: PageWard, what: str, seconds: float) -> list[float]:
+    """How long STOP over HTTP takes while such a crowd lasts and as long again after it, ms; one that fails is as good as never."""
+    command = [sys.executable, "-m", "bench.page_crowd", str(ward.port), what, str(seconds)]
+    end, took_ms = time.monotonic() + 2 * seconds, []
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL):
+        time.sleep(0.5)
+        while time.monotonic() < end:
+            begin_s = time.monotonic()
+            try:
+                ok = httpx.post(f"{ward.url}/stop", headers={"Origin": ward.url}, timeout=30.0).json()["ok"]
+            except (httpx.HTTPError, ValueError):
+                ok = False
+            took_ms.append(round((time.monotonic() - begin_s) * 1e3 if ok else 30_000.0, 1))
+            time.sleep(0.2)
+    return took_ms
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 def ages_ms(folder: Path, windows: dict[str, tuple[int, int]]) -> dict[str, list[float]]:
     """How old the newest sample was at each decision, ms, in each window of ns."""
@@ -254,6 +275,7 @@ def run(folder: Path, quick: bool) -> dict[str, Any]:
         asked_ns = monotonic_ns()
         messages.ask(ward.bed, {"do": "stop", "who": "bench"})
         stop_ms = (monotonic_ns() - asked_ns) / 1e6
+        took_ms = {what: stops(ward, what, attack_s) for what in CROWDS}
     finally:
         ward.close()
     ages = ages_ms(ward.sessions[-1], {"quiet": (begin, middle), "attack": (middle, end)})
@@ -267,10 +289,12 @@ def run(folder: Path, quick: bool) -> dict[str, Any]:
         "armed_after": still.get("state"),
         "late_heartbeats": still.get("late_heartbeats"),
         "stop_answered_ms": round(stop_ms, 2),
+        "stop_over_http_ms": took_ms,
         "sample_age_ms": figures,
         "measured": {
             "allowed beyond the table, or barred against it": sum(row["wrong"] for row in tried),
             "let in from elsewhere": sum(row["wrong"] for row in elsewhere),
+            "slowest STOP over HTTP while a crowd never reads or never stops talking, ms": max(max(some) for some in took_ms.values()),
             "sample age p99 under attack, of quiet": round(figures["attack"]["p99"] / figures["quiet"]["p99"], 2),
         },
         "raw_sample_age_ms": {name: [round(x, 3) for x in values] for name, values in ages.items()},
@@ -301,6 +325,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"age of the newest sample at the decision, ms: {result['sample_age_ms']}; then {result['armed_after']}, "
         f"late heartbeats {result['late_heartbeats']}, the machine's own stop answered in {result['stop_answered_ms']} ms"
     )
+    for what, took_ms in result["stop_over_http_ms"].items():
+        p50, top = np.percentile(took_ms, (50, 100))
+        print(f"STOP over HTTP while {what!r}, and after: {len(took_ms)} times, p50 {p50:.0f} ms, max {top:.0f} ms")
     for row in [*result["verbs"], *result["elsewhere"]]:
         if row["wrong"]:
             print(f"WRONG: {row}")

@@ -672,6 +672,9 @@ def run_audit_verify(args: argparse.Namespace) -> int:
         anchors = session.anchors()
         head, bad = audit.verify(path, audit.key(), anchors)
         ended = session.end is not None and audit.ends_with(path) == recording.END
+    except recording.RowError as error:
+        show(args, {"ok": False, "error": str(error)}, f"NOT WHOLE: {error}")
+        return SHORT
     except (FileFormatError, audit.AuditError) as error:
         show(args, {"ok": False, "error": str(error)}, f"cannot be verified here: {error}")
         return WRONG

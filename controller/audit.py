@@ -169,7 +169,7 @@ def _made_with(what: str, detail: str) -> str:
     """The key that the first row names; empty where it names none, and then the row's HMAC says the rest."""
     try:
         return str(json.loads(detail)["key"]) if what == BEGUN else ""
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return ""
 
 
@@ -203,7 +203,7 @@ def details(path: Path, what: str) -> list[dict[str, Any]]:
     """What the rows of one kind say, unverified. Raises `AuditError`."""
     try:
         return [dict(json.loads(row[4])) for row in _rows(path) if row[3] == what]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise AuditError(f"{path} cannot be read as an audit: {error}") from None
 
 

@@ -39,6 +39,8 @@ from controller.web.feed import Feed
 from drivers.sources import bridge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from controller.settings import Settings
 
 GUARD_RING_BYTES = 8 << 20
@@ -230,6 +232,7 @@ class Daemon:
         self.loop: Child | None = None
         self.link: socket.socket | None = None
         self.feed = Feed(config, VETOES) if config.page.port else None
+        self.unfed = ""  # why the page is shown nothing any more
         self.page: PageProcess | None = None
         self.helpers: list[Helper] = []
         self.markers: Markers | None = None
@@ -611,7 +614,7 @@ class Daemon:
                 if self.markers:
                     self.markers.see_cycles(cycles)
                 if self.feed:
-                    self.feed.see(cycles)
+                    self.show(self.feed.see, cycles)
         self.telemetry.see_cycles(cycles, now_ns)
         self.note_triggers()
         if self.guard:
@@ -638,6 +641,17 @@ class Daemon:
             self.see_dose()
         if self.status["state"] != state:  # who looks sees the state within 250 ms (B8)
             self.write_status()
+
+    def show(self, put: Callable[..., None], *facts: Any) -> None:
+        """Feed the page. A picture that cannot be made ends no bed: it is said once, and the page, which hears no more, says so itself."""
+        if self.unfed:
+            return
+        try:
+            put(*facts)
+        except Exception as error:
+            self.unfed = f"{type(error).__name__}: {error}"
+            self.tell(f"the page is shown nothing any more: {self.unfed}")
+            self.note("page not fed", why=self.unfed)
 
     def see_lost(self, child: Child) -> None:
         """Count the records that went while we did not read, and say so."""
@@ -730,9 +744,10 @@ class Daemon:
         if self.markers:
             self.markers.see_guard(row)
         if self.feed and row.get("written_ns"):
-            self.feed.mark(row["written_ns"] * 1e-9, "pulse")
+            self.show(self.feed.mark, row["written_ns"] * 1e-9, "pulse")
         if self.feed and verdict["reasons"] and event["kind"] not in ("heartbeat", "ack"):
-            self.feed.mark(event["now_ns"] * 1e-9, "refused" if verdict["refused"] else event["kind"], "; ".join(verdict["reasons"]))
+            what = "refused" if verdict["refused"] else event["kind"]
+            self.show(self.feed.mark, event["now_ns"] * 1e-9, what, "; ".join(verdict["reasons"]))
         if row.get("written_ns"):
             s["pulses"] += 1
             if event["kind"] in ("request", "trigger"):
@@ -807,7 +822,7 @@ class Daemon:
             "up_s": round(time.monotonic() - self.started, 1),
         }
         if self.feed:
-            self.feed.status(facts)
+            self.show(self.feed.status, facts)
         try:
             path = messages.status_path(self.bed)
             partial = path.with_suffix(".partial")

@@ -479,7 +479,7 @@ class Guard:
         """The daemon's word about a new prescription, or why nobody may arm."""
         try:
             said = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = {"ok": False, "reasons": ["the daemon's answer cannot be read"]}
         if "why_not_arm" in said:
             self.why_not_arm = said["why_not_arm"]

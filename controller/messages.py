@@ -248,7 +248,9 @@ def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.
         data = sockets[bed].recv(65536)
         if not data:
             raise ConnectionResetError("it closed the connection")
-        answer: dict[str, Any] = json.loads(data)
+        answer = json.loads(data)
+        if not isinstance(answer, dict):
+            raise ValueError("its answer is no JSON object")
         return answer
 
     for bed in names:
@@ -272,7 +274,7 @@ def ask_all(names: Sequence[str], command: dict[str, Any], timeout_s: float = 2.
                         raise
                     sockets[bed].close()
                     send(bed)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             gone[bed] = f"the guard of bed {bed!r} DID NOT ANSWER: {error}"
         finally:
             if bed in sockets:
@@ -285,5 +287,5 @@ def daemon_status(bed: str) -> dict[str, Any] | None:
     try:
         status: dict[str, Any] = json.loads(status_path(bed).read_text())
         return status if monotonic_ns() - status["written_ns"] < STATUS_STALE_NS else None
-    except (OSError, ValueError, KeyError, TypeError, NoBedError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, NoBedError):
         return None

@@ -272,6 +272,10 @@ class Recorder:
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------------
+class RowError(FileFormatError):
+    """A row of what was said is damaged; the message names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A session read back.
@@ -314,7 +318,7 @@ class Session:
 
     def notes(self) -> list[dict[str, Any]]:
         """What the daemon had to say."""
-        return self._rows("notes", "what")
+        return list(self._objects("notes", "what"))
 
     @property
     def end(self) -> dict[str, Any] | None:
@@ -324,30 +328,26 @@ class Session:
 
     def anchors(self) -> list[Head]:
         """Where the audit ended, second by second."""
-        try:
-            return [Head(note["rows"], note["hmac"]) for note in self.notes() if note["what"] in (ANCHOR, END)]
-        except KeyError as error:
-            raise self._damaged(f"a note of the audit's end has no {error}") from None
+        notes = self.notes()
+        for n, note in enumerate(notes, 1):
+            if note["what"] in (ANCHOR, END) and not (isinstance(note.get("rows"), int) and isinstance(note.get("hmac"), str)):
+                raise RowError(f"{self.folder.name}: {SIGNALS}: row {n} of notes is damaged: it says no rows and hmac")
+        return [Head(note["rows"], note["hmac"]) for note in notes if note["what"] in (ANCHOR, END)]
 
     def guard(self) -> Iterator[dict[str, Any]]:
         """Guard's rows in order."""
-        yield from self._rows("guard")
+        return self._objects("guard")
 
-    def _rows(self, stream: str, *keys: str) -> list[dict[str, Any]]:
-        """Text rows of a stream as the objects they are. Raises `FileFormatError` where one is none, or lacks a key."""
-        rows = []
-        for i, text in enumerate(self.streams[stream].values if stream in self.streams else (), 1):
+    def _objects(self, stream: str, name: str = "") -> Iterator[dict[str, Any]]:
+        """Rows of JSON of a stream, each with this name. Raises `RowError`."""
+        for n, text in enumerate(self.streams[stream].values, 1):
             try:
                 row = json.loads(text)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict) or any(key not in row for key in keys):
-                raise self._damaged(f"row {i} of {stream} is not as it was written")
-            rows.append(row)
-        return rows
-
-    def _damaged(self, text: str) -> FileFormatError:
-        return FileFormatError(f"{self.folder}: damaged: {text}; `calmloop verify` says more")
+                if not isinstance(row, dict) or (name and name not in row):
+                    raise ValueError(f"no JSON object{f' with {name}' if name else ''}")
+            except (ValueError, RecursionError) as error:
+                raise RowError(f"{self.folder.name}: {SIGNALS}: row {n} of {stream} is damaged: {error}") from None
+            yield row
 
 
 def load(folder: Path) -> Session:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import sys
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from controller import recording
+from controller import audit, recording
 from controller.settings import EmgRule, ForceRule
 from controller.web.feed import EMG, EVIDENCE, FORCE, HEAD
 from drivers.base import FileFormatError
@@ -32,14 +33,40 @@ MAX_COLUMNS = 4000  # more than a wall has
 MAX_EVENTS = 2000
 BEFORE_S, AFTER_S, AFTER_GAP_S = 1.0, 1.0, 0.1  # windows around a spasm; the gap lets the last pulse's own picture pass
 TRAIN_GAP_S = 0.25  # pulses that are further apart than this are two trains: longer than a period of 5 Hz
+_NAMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ_(.+)")
+_AGAIN = re.compile(r"_([2-9]|[1-9][0-9])$")  # more than one session within a second
 ANSWER = struct.Struct("<?Q")  # good or not, and how long the answer is
 
 
 def sessions(folder: Path, bed: str = "*") -> list[dict[str, Any]]:
-    """Sessions of a bed in a folder, newest first: name and size in bytes. Folders are named as by `recording.new_folder`."""
-    names = (f"*Z_{bed}", f"*Z_{bed}_[0-9]", f"*Z_{bed}_[0-9][0-9]")
-    found = {path for name in names for path in folder.glob(name) if (path / recording.SIGNALS).is_file()} if folder.is_dir() else set()
-    return [{"name": path.name, "bytes": (path / recording.SIGNALS).stat().st_size} for path in sorted(found, reverse=True)]
+    """Sessions of a bed in a folder, newest first: name and size in bytes. Folders are named as by `recording.new_folder`.
+
+    ``..._BED_2`` is the second session of BED within a second, or the first of a bed that is named BED_2: there the session's audit says
+    whose it is, and one that does not say is nobody's. What a link leads to is not listed.
+    """
+    found = []
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
+        named, signals = _NAMED.fullmatch(path.name), path / recording.SIGNALS
+        if not named or any(one.is_symlink() for one in (path, signals, path / recording.AUDIT)) or not signals.is_file():
+            continue
+        whole, less = named[1], _AGAIN.sub("", named[1])
+        if bed == "*" or (whole == bed == less) or (bed in (whole, less) and _is_of(path, bed)):
+            found.append({"name": path.name, "bytes": signals.stat().st_size})
+    return found
+
+
+def _is_of(folder: Path, bed: str) -> bool:
+    """Whether a session says that it is this bed's."""
+    try:
+        return _bed(folder) == bed
+    except (audit.AuditError, LookupError):
+        return False
+
+
+@lru_cache(maxsize=4096)  # what it said never changes
+def _bed(folder: Path) -> str:
+    """Whose session it is by its own word. Raises `AuditError`, LookupError: it says nothing, yet."""
+    return str(audit.details(folder / recording.AUDIT, "session")[0]["bed"])
 
 
 @lru_cache(maxsize=1)

@@ -512,6 +512,17 @@ def test_a_marker_stream_must_repeat_its_level():
     device.close()
 
 
+def test_bytes_that_are_no_text_are_no_marker():
+    class Inlet:
+        def pull_sample(self, timeout):
+            return [b"\xff".decode()], 0.0
+
+    device = buttons.load("lsl:x")
+    device._inlet = Inlet()
+    with pytest.raises(DeviceMismatchError, match="neither press nor release"):
+        device.wait(0.1)
+
+
 @pytest.mark.skipif(not os.access("/dev/uinput", os.W_OK), reason="/dev/uinput cannot be opened here: no real input device is made")
 def test_a_real_input_device():
     maker = os.open("/dev/uinput", os.O_WRONLY | os.O_NONBLOCK)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import socket
@@ -310,6 +311,26 @@ def test_what_the_recording_anchors_is_where_the_audit_ends(bed):
     assert session.end["why"] == ""
 
 
+def test_what_the_page_cannot_be_shown_ends_no_bed_and_is_said_once(bed):
+    def wrong(*_):
+        raise IndexError("a stamp that goes back")
+
+    if bed.feed:
+        bed.feed.close()
+    bed.feed = SimpleNamespace(see=wrong, mark=wrong, status=wrong, close=lambda: None)
+    bed.guard.put("IDLE", "found")
+    bed.drain()
+    bed.write_status()
+    bed.write_status()
+    assert [line for line in bed.lines if "a stamp that goes back" in line] == [
+        "the page is shown nothing any more: IndexError: a stamp that goes back"
+    ]
+    bed.end()
+    bed.guard = None
+    notes = recording.load(bed.folder).notes()
+    assert [note["why"] for note in notes if note["what"] == "page not fed"] == ["IndexError: a stamp that goes back"]
+
+
 # --- calmloop audit verify --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def session(tmp_path):
@@ -361,6 +382,17 @@ def _sql(path, statement):
     with sqlite3.connect(path) as db:
         db.execute(statement)
     db.close()
+
+
+@pytest.mark.safety("G8")
+@pytest.mark.parametrize("text", ['{"what": "x', "[" * 100_000, "[]", '"x"', '{"no": 1}', '{"what": "audit head"}'])
+def test_a_damaged_row_of_the_recording_is_named(bed, capsys, text):
+    before = recording.ANCHOR
+    bed.recorder._put("notes", [1.0], [text.replace("audit head", before)])
+    bed.end()
+    bed.guard = None
+    assert cli.main(["audit", "verify", str(bed.folder)]) == 1
+    assert re.match(r"NOT WHOLE: .*: signals.xdf: row \d+ of notes is damaged: ", capsys.readouterr().out)
 
 
 @pytest.mark.safety("G8")

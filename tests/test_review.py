@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from controller import recording, replay, review, settings
+from controller import audit, recording, replay, review, settings
 from controller.loop import Loop
 from controller.web.feed import EMG, EVIDENCE, FORCE, HEAD
 from drivers.base import FileFormatError
@@ -135,6 +135,39 @@ def test_sessions_are_listed_newest_first_and_nothing_else(session, tmp_path):
     (folder.parent / "2026-01-01T00-00-00Z_other" / "signals.xdf").touch()
     assert [row["name"] for row in review.sessions(folder.parent, "test")] == [folder.name]
     assert review.sessions(tmp_path / "nowhere") == []
+
+
+@pytest.mark.safety("G1", "G3")
+def test_sessions_of_beds_with_names_alike_stay_apart(tmp_path):
+    at = "2026-01-01T00-00-00Z_"
+
+    def made(name, bed=""):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "signals.xdf").touch()
+        if bed:
+            kept = audit.Audit(tmp_path / name / recording.AUDIT, bytes(32))
+            kept.add(1, "session", bed=bed)
+            kept.close()
+
+    def of(bed):
+        return {row["name"].removeprefix("2026-01-01T00-00-") for row in review.sessions(tmp_path, bed)}
+
+    made(f"{at}BED", "BED")
+    made(f"{at}BED_2", "BED")
+    made("2026-01-01T00-00-01Z_BED_2", "BED_2")
+    made("2026-01-01T00-00-02Z_BED_1", "BED_1")
+    made("2026-01-01T00-00-02Z_BED_1_12", "BED_1")
+    made("2026-01-01T00-00-03Z_BED_3")  # does not say whose it is
+    made("2026-01-01T00-00-04Z_xZ_BED", "xZ_BED")
+    (tmp_path / "2026-01-01T00-00-05Z_BED").symlink_to(tmp_path / "2026-01-01T00-00-02Z_BED_1")
+    made("2026-01-01T00-00-06Z_BED", "BED")
+    (tmp_path / "2026-01-01T00-00-06Z_BED" / "signals.xdf").unlink()
+    (tmp_path / "2026-01-01T00-00-06Z_BED" / "signals.xdf").symlink_to(tmp_path / f"{at}BED" / "signals.xdf")
+    assert of("BED") == {"00Z_BED", "00Z_BED_2"}
+    assert of("BED_1") == {"02Z_BED_1", "02Z_BED_1_12"}
+    assert of("BED_2") == {"01Z_BED_2"}
+    assert of("BED_3") == of("B*") == of("[A-Z]*") == set()
+    assert of("xZ_BED") == {"04Z_xZ_BED"}
 
 
 def test_a_session_of_an_earlier_version_is_reviewed_and_not_replayed(tmp_path, monkeypatch):

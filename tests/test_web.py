@@ -5,6 +5,9 @@ import contextlib
 import json
 import os
 import socket
+import struct
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -14,9 +17,9 @@ import websockets
 from websockets.sync.client import connect
 
 from controller import daemon, messages, recording
-from controller.web import server
+from controller.web import connections, server
 from controller.web.feed import Feed
-from tests.rig import GuardRig
+from tests.rig import ROOT, GuardRig
 
 
 def free_port():
@@ -162,7 +165,8 @@ def test_the_cookie_says_who_it_is_and_guard_says_what_they_may(web):
 @pytest.mark.safety("G5")
 def test_what_is_no_word_is_answered_or_closed_and_the_page_goes_on(web):
     with live(web) as socket:
-        for text in ("", "{", "[]", "null", "7", '{"do": 5}', '{"do": "eval"}', '{"do": "stop", "nr": "x"}', "{" * 1000):
+        deep = ("{" * 1000, "[" * 3900, '{"do": "stop", "nr": ' + "[" * 900 + "]" * 900 + "}")
+        for text in ("", "{", "[]", "null", "7", '{"do": 5}', '{"do": "eval"}', '{"do": "stop", "nr": "x"}', '{"do": "\\ud800"}', *deep):
             socket.send(text)
         assert say(socket, do="status")["state"] == "IDLE"
     with live(web, max_size=None) as socket, contextlib.suppress(websockets.exceptions.ConnectionClosed):
@@ -170,7 +174,7 @@ def test_what_is_no_word_is_answered_or_closed_and_the_page_goes_on(web):
         while True:
             socket.recv(5.0)
     assert httpx.post(f"{web.url}/pair", content=b"x" * (1 << 20), headers={"Origin": web.url}).status_code == 400
-    for said in (b"", b"[]", b"{}", b'{"code": 5}', b'{"code": null}', b"\xff\xfe"):
+    for said in (b"", b"[]", b"{}", b'{"code": 5}', b'{"code": null}', b"\xff\xfe", b"[" * 4000, b'{"code": "\\ud800"}', b'"code"', b"1"):
         assert httpx.post(f"{web.url}/pair", content=said, headers={"Origin": web.url}).status_code in (400, 403)
     assert httpx.get(f"{web.url}/").status_code == 200
 
@@ -201,6 +205,90 @@ def test_hundreds_of_half_open_connections_do_not_keep_a_stop_out(web):
         for s in crowd:
             s.close()
     assert web.process.poll() is None
+
+
+@pytest.mark.safety("G5", "C1")
+def test_a_crowd_that_never_reads_keeps_no_stop_out_and_is_closed(web):
+    crowd = []
+    try:
+        for _ in range(60):
+            s = socket.socket()
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            s.settimeout(2.0)
+            with contextlib.suppress(OSError):
+                s.connect(("127.0.0.1", web.port))
+                s.setblocking(False)
+                s.send(f"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1:{web.port}\r\n\r\n".encode() * 400)
+            crowd.append(s)
+        time.sleep(1.0)
+        web.rig.arm()
+        assert httpx.post(f"{web.url}/stop", headers={"Origin": web.url}).json()["ok"]
+        assert web.rig.ask("status")["state"] == "IDLE"
+        with live(web) as one:
+            assert say(one, do="stop")["ok"]
+        end = time.monotonic() + 4 * connections.UNREAD_S
+        while crowd:  # and then nobody of it is left
+            assert time.monotonic() < end
+            time.sleep(0.2)
+            for s in list(crowd):
+                if s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    s.close()
+                    crowd.remove(s)
+    finally:
+        for s in crowd:
+            s.close()
+
+
+@pytest.mark.safety("G5", "C1")
+@pytest.mark.parametrize("word", ["x", '{"do":"status"}'])
+def test_a_flood_of_words_keeps_no_stop_out_while_it_lasts_or_after(web, word, capfd):
+    report(web)
+    crowd = subprocess.Popen([sys.executable, "-m", "bench.page_crowd", str(web.port), word, "2.0"], cwd=ROOT)
+    try:
+        time.sleep(0.7)
+        for _ in range(3):  # two while it lasts, one after it
+            web.rig.arm()
+            assert httpx.post(f"{web.url}/stop", headers={"Origin": web.url}, timeout=3.0).json()["ok"]
+            assert web.rig.ask("status")["state"] == "IDLE"
+            report(web)
+            time.sleep(0.7)
+    finally:
+        crowd.kill()
+        crowd.wait()
+    assert "socket.send() raised" not in capfd.readouterr().err
+
+
+@pytest.mark.safety("G5")
+@pytest.mark.parametrize("word", ["x", '{"do": "status"}', ""])
+def test_a_websocket_that_says_more_than_a_person_is_closed_with_1008(web, word):
+    with live(web, max_queue=None) as talker, pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+        for _ in range(2 * connections.MAX_FRAMES):
+            talker.send(word)
+        while True:
+            talker.recv(5.0)
+    assert closed.value.rcvd.code == 1008
+    with live(web) as other:
+        assert say(other, do="status")["state"] == "IDLE"
+
+
+def test_nothing_is_sent_to_websockets_that_are_gone(web, capfd):
+    """A line on standard error for each message would fill a disk."""
+    linger = struct.pack("ii", 1, 0)
+    for _ in range(3):
+        with contextlib.ExitStack() as pages:
+            gone = [pages.enter_context(live(web, max_queue=1, close_timeout=0.1)) for _ in range(6)]
+            for _ in range(10):
+                for _ in range(20):
+                    report(web, junk="x" * 5000)
+                time.sleep(0.02)
+            for one in gone:
+                one.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                one.socket.shutdown(socket.SHUT_RD)
+                one.socket.close()
+            for _ in range(5):
+                report(web, junk="x" * 5000)
+                time.sleep(0.05)
+    assert "socket.send() raised" not in capfd.readouterr().err
 
 
 @pytest.mark.safety("G5")
@@ -263,7 +351,7 @@ def test_a_port_that_is_taken_is_said_and_not_fatal(web, capfd):
     assert messages.ask(web.rig.bed, {"do": "status"})["ok"]
 
 
-NAME, TORN = "2026-01-01T00-00-00Z_test", "2026-01-01T00-00-00Z_test_2"
+NAME, TORN = "2026-01-01T00-00-00Z_test", "2026-01-01T00-00-01Z_test"
 
 
 # --- what is prescribed, and sessions of before -----------------------------------------------------------------------------------------
@@ -299,11 +387,24 @@ def test_the_form_says_what_would_follow_and_changes_nothing(web, tmp_path):
     both = {"prescription": {"max_current_ma": 18}, "trains.peroneal": {"current_ma": 18}}
     told = check(web, both, token).json()
     assert told["ok"] and told["trains"]["peroneal"]["figures"][0]["value"] == 18.0
-    for wrong in (b"", b"{", b"[" * 5000, b"x" * 5000, json.dumps([1]).encode(), b'"x"'):
+    half = b'{"prescription": {"montage": "\\ud800"}}'
+    wrongs = (b"", b"{", b"[" * 4000, b"[" * 5000, b"x" * 5000, b"[1]", b'"x"', half, b'{"prescription": {"max_current_ma": NaN}}', b"null")
+    for wrong in wrongs:
         answer = check(web, wrong, token)
-        assert answer.status_code in (200, 400) and not answer.json()["ok"]
+        assert answer.status_code in (200, 400) and not answer.json()["ok"], wrong
     assert (tmp_path / "settings.toml").read_text() == before
     assert web.process.poll() is None
+
+
+def test_settings_and_versions_that_are_no_text_are_named(web, tmp_path):
+    token, good = pair(web, "viewer"), (tmp_path / "settings.toml").read_bytes()
+    (tmp_path / "versions").mkdir()
+    (tmp_path / "versions" / "000001.toml").write_bytes(b"\xff\xfe")
+    (row,) = get(web, "/prescription", token).json()["versions"]
+    assert "UTF-8" in row["changes"][0]
+    (tmp_path / "settings.toml").write_bytes(good + b"# \xff")
+    answer = get(web, "/prescription", token)
+    assert answer.status_code == 400 and "settings.toml is no UTF-8" in answer.json()["reasons"][0]
 
 
 @pytest.mark.safety("G3", "G5")

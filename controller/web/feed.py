@@ -7,6 +7,7 @@ them of the cycles that it records anyway.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
 STATUS, COLUMNS, MARK, SCENE = 1, 2, 3, 4  # kinds of records
 RING_BYTES = 4 << 20
 COLUMN_HZ = 100
+GAP_COLUMNS = 10 * COLUMN_HZ  # a picture is no longer than this, and a clock that goes back further was set anew
+FAR_S = 1e12  # no clock that counts seconds gets here
 HELD_BACK_S = 1.0  # so often at most a rule's veto is shown
 EMG, FORCE, EVIDENCE = range(3)  # what a record of columns is of
 HEAD = struct.Struct("<IIII")  # of such a record: which, first column, number of columns, number of traces; then float32 least, greatest
 
 
 class Columns:
-    """Least and greatest of each column of one signal, as samples come."""
+    """Least and greatest of each column of one signal, as samples come.
+
+    Samples whose stamps are none, or go back, are left out of the picture; where they go back by more than a picture's length the clock was
+    set anew, and so is the picture. Of the column that is not whole yet the least and the greatest are held, however many samples it gets.
+    """
 
     def __init__(self, what: int, n_traces: int) -> None:
         self.what, self.n_traces = what, n_traces
@@ -41,23 +48,27 @@ class Columns:
 
     def take(self, t_s: NDArray[np.float64], x: NDArray[np.float64]) -> bytes:
         """Take samples (n,), (n, n_traces); returns a record of the columns that are whole now, empty = none is."""
-        good = np.isfinite(t_s)
-        self.at = np.concatenate([self.at, np.floor(t_s[good] * COLUMN_HZ).astype(np.int64)])
-        self.x = np.concatenate([self.x, x[good]])
-        if not len(self.at) or self.at[0] == self.at[-1]:
+        good = np.abs(t_s) < FAR_S  # and NaN is not
+        at = np.concatenate([self.at, np.floor(t_s[good] * COLUMN_HZ).astype(np.int64)])
+        x = np.concatenate([self.x, x[good]])
+        anew = np.flatnonzero(np.maximum.accumulate(at) - at > GAP_COLUMNS)
+        if len(anew):
+            at, x = at[anew[-1] :], x[anew[-1] :]
+        forward = at == np.maximum.accumulate(at)
+        at, x = at[forward], x[forward]
+        if not len(at):
             return b""
-        starts = np.flatnonzero(np.diff(self.at, prepend=self.at[0] - 1))
-        whole, last = starts[:-1], int(starts[-1])
-        least = np.fmin.reduceat(self.x[:last], whole)
-        most = np.fmax.reduceat(self.x[:last], whole)
-        columns = self.at[whole]
-        self.at, self.x = self.at[last:], self.x[last:]
-        # a gap, or time that goes back: what is not there is not drawn
+        starts = np.flatnonzero(np.diff(at, prepend=at[0] - 1))
+        least, most = np.fmin.reduceat(x, starts), np.fmax.reduceat(x, starts)
+        columns = at[starts[:-1]]
+        self.at, self.x = np.repeat(at[-1:], 2), np.stack([least[-1], most[-1]])
+        # a gap: what is not there is not drawn
+        if not len(columns) or columns[-1] - columns[0] >= GAP_COLUMNS:
+            return b""
         first, n = int(columns[0]), int(columns[-1] - columns[0] + 1)
-        if not 0 < n <= 10 * COLUMN_HZ:
-            return b""
         out = np.full((n, self.n_traces, 2), np.nan, np.float32)
-        out[columns - first] = np.stack([least, most], axis=-1)
+        with np.errstate(over="ignore"):  # no signal is as large as that
+            out[columns - first] = np.stack([least[:-1], most[:-1]], axis=-1)
         return HEAD.pack(self.what, first % 2**32, n, self.n_traces) + out.tobytes()
 
 
@@ -138,6 +149,8 @@ class Feed:
 
     def mark(self, at_s: float, what: str, text: str = "") -> None:
         """Something happened at a time: spasm, over, held back, pulse, refused, or an event of guard."""
+        if not math.isfinite(at_s):  # no place in the picture, and no JSON
+            return
         self.ring.put(MARK, json.dumps({"at": at_s * COLUMN_HZ, "what": what, "text": text}).encode())
 
     def status(self, facts: dict[str, Any]) -> None:

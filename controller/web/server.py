@@ -28,11 +28,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocketDisconnect
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from controller import alarms, messages, montages, network, prescribing, realtime, review, settings
 from controller.ring import RingReader
 from controller.web import feed, metrics
+from controller.web.connections import HEADER_S, MAX_ACCEPTED, MAX_CONNECTIONS, SEND_BYTES, Impatient, Sparing, is_here, watch
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -45,12 +45,10 @@ GUARD_S = 0.5  # how often guard is asked how things are
 TURN_S = 0.02  # how often the feed is read: twice what a screen can show
 MAX_WAITING = 200  # records that a slow reader may be behind; then it starts anew
 MAX_VIEWERS, MAX_STRANGERS = 16, 8  # G5: open pages, and those of them that over a network have not paired
-MAX_CONNECTIONS = 48  # from this machine, and as many from the network, which so cannot shut out the bedside
-MAX_FROM_ONE = 12  # address of the network
 AGAIN_S = 5.0  # how often guard is asked whether a token still is somebody's
 PAIR_S = 5.0  # between two codes from one address of the network
 MAX_BYTES = 4096  # of a word from a person
-HEADER_S = 5.0  # until a request is complete, or its connection is closed
+MAX_BRACKETS = 200  # in it: what is nested deeper than our own words is none of them, and Python has no room for it
 STOP_S, WORD_S = 1.0, 5.0
 FOREVER_S = 12 * 3600
 HEADERS = {
@@ -163,6 +161,7 @@ class Page:
         self.viewers: set[Viewer] = set()
         self.status: dict[str, Any] = {}
         self.guard: dict[str, Any] | None = None  # what it last said of itself; None = it was not asked
+        self.connections: set[Any] = set()
         self.stops = ThreadPoolExecutor(4, "stop")
         self.words = ThreadPoolExecutor(8, "word")
 
@@ -276,9 +275,8 @@ class Page:
     async def pair(self, request: Request) -> Response:
         """Give a token for the code that the bedside shows; it lives in a cookie that no script can read."""
         try:
-            said = json.loads(await body(request))
-            code = said["code"]
-        except (ValueError, KeyError, TypeError):
+            code = spoken(await body(request))["code"]
+        except (ValueError, KeyError):
             return JSONResponse({"ok": False, "reasons": ['pairing needs {"code": "..."}']}, 400)
         if self.too_soon(request):
             return JSONResponse({"ok": False, "reasons": [f"one code each {PAIR_S:g} s from one address"]}, 429)
@@ -305,17 +303,20 @@ class Page:
         changes = None
         if request.method == "POST":
             try:
-                changes = json.loads(await body(request)) or {}
-            except (ValueError, RecursionError):
+                changes = spoken(await body(request))
+            except ValueError:
                 return JSONResponse({"ok": False, "reasons": ['changes are {"prescription": {...}, "trains.NAME": {...}}']}, 400)
         try:
             return JSONResponse(await run_in_threadpool(self._form, self.files.settings, changes))
-        except (OSError, settings.SettingsError, OverflowError, RecursionError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             return JSONResponse({"ok": False, "reasons": [str(error)]}, 400)
 
     def _form(self, path: Path, changes: Any) -> dict[str, Any]:
         """The form of what is in force and the versions before, or of what changes would make of it."""
-        text, problems = path.read_text(), []
+        try:
+            text, problems = path.read_text(encoding="utf-8-sig"), []
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name} is no UTF-8: {error}") from None
         config = settings.parse(text)
         if changes is not None:
             try:
@@ -419,11 +420,11 @@ class Page:
         while True:
             text = await web.receive_text()
             try:
-                command = json.loads(text)
+                command = spoken(text)
                 number = command.pop("nr", 0)
                 if command.get("do") not in VERBS or not isinstance(number, int):
                     raise ValueError("no such word")
-            except (ValueError, AttributeError, TypeError):
+            except ValueError:
                 viewer.tell(json.dumps({"answer": {"ok": False, "reasons": [f"a word is one of {', '.join(VERBS)}"]}, "nr": 0}))
                 continue
             if len(under_way) >= 8 and command["do"] != "stop":
@@ -433,6 +434,16 @@ class Page:
             task = asyncio.create_task(answer(command, number))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
+
+
+def spoken(text: str | bytes) -> dict[str, Any]:
+    """A JSON object that was sent. Raises ValueError: it is none, is nested too deep, or has half characters that no file can hold."""
+    data = text.encode() if isinstance(text, str) else text
+    said = json.loads(data) if data.count(b"[") + data.count(b"{") <= MAX_BRACKETS else None
+    if not isinstance(said, dict):
+        raise ValueError("a word is a JSON object")
+    json.dumps(said, ensure_ascii=False).encode()
+    return said
 
 
 async def body(request: Request) -> bytes:
@@ -447,11 +458,6 @@ async def body(request: Request) -> bytes:
     except TimeoutError:
         raise ValueError("too slow") from None
     return data
-
-
-def is_here(host: str | None) -> bool:
-    """Whether an address is this machine's own."""
-    return host == network.LOOPBACK
 
 
 class OursAlone:
@@ -487,61 +493,12 @@ class OursAlone:
         return more
 
 
-class Impatient(H11Protocol):
-    """Close connections that say nothing or only half, and those beyond the first few dozen: uvicorn has no deadline for a header."""
-
-    deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """Count, and set the deadline."""
-        super().connection_made(transport)
-        mine, hosts = host_of(transport), [host_of(one.transport) for one in self.connections if one.transport]
-        alike = sum(is_here(host) == is_here(mine) for host in hosts)
-        if alike > MAX_CONNECTIONS or (not is_here(mine) and hosts.count(mine) > MAX_FROM_ONE):
-            transport.abort()
-            return
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Half a header after a whole request is half a header too."""
-        super().data_received(data)
-        self._watch()
-
-    def _watch(self) -> None:
-        if self._waits and not self.deadline:
-            self.deadline = self.loop.call_later(HEADER_S, self._too_late)
-
-    @property
-    def _waits(self) -> bool:
-        """Whether a request is not there yet, or not as a whole."""
-        cycle: Any = self.cycle
-        return cycle is None or cycle.response_complete
-
-    def _too_late(self) -> None:
-        transport: Any = self.transport
-        self.deadline = None
-        if self._waits and not transport.is_closing() and transport.get_protocol() is self:  # else it is a websocket now
-            transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing to wait for."""
-        if self.deadline:
-            self.deadline.cancel()
-        super().connection_lost(exc)
-
-
-def host_of(transport: Any) -> str:
-    """Address at the other end."""
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if peer else ""
-
-
 def application(page: Page) -> ASGIApp:
     """All addresses of the page."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> Any:
-        tasks = [asyncio.create_task(page.pump()), asyncio.create_task(page.ask_guard())]
+        tasks = [asyncio.create_task(page.pump()), asyncio.create_task(page.ask_guard()), asyncio.create_task(watch(page.connections))]
         yield
         page.reader.end()
         for task in tasks:
@@ -591,19 +548,24 @@ def main() -> int:
     except OSError as error:
         print(f"page: {' or '.join(f'{host}:{args.port}' for host in hosts)}: {error.strerror}", file=sys.stderr, flush=True)
         return 2
+    for one in listening:  # and so whatever it accepts: the kernel would take megabytes for somebody who never reads
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
     names = [*hosts, "localhost", *([args.host_name] if args.host_name else [])]
     origins = frozenset(f"{'https' if tls else 'http'}://{name}:{args.port}" for name in names)
     files = Files(args.settings, args.versions, args.sessions)
     # a stranger who begins a handshake and says no more: asyncio would wait for a minute, and uvicorn cannot tell it
     asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEADER_S  # type: ignore[attr-defined]
+    asyncio.constants.SSL_SHUTDOWN_TIMEOUT = HEADER_S  # type: ignore[attr-defined]
+    page = Page(RingReader(args.feed), args.door, origins, files, is_open=not tls)
     config = uvicorn.Config(
-        application(Page(RingReader(args.feed), args.door, origins, files, is_open=not tls)),
+        application(page),
         http=Impatient,
-        ws="websockets-sansio",
+        ws=Sparing,
+        backlog=MAX_ACCEPTED,
         ws_max_size=MAX_BYTES,
         ws_ping_interval=5.0,
         ws_ping_timeout=5.0,
-        limit_concurrency=2 * MAX_CONNECTIONS,
+        limit_concurrency=4 * MAX_CONNECTIONS,  # more than there are connections: a STOP is not what is refused
         timeout_keep_alive=5,
         log_level="error",
         access_log=False,
@@ -611,6 +573,7 @@ def main() -> int:
         **tls,
     )
     server = uvicorn.Server(config)
+    page.connections = server.server_state.connections
     server.run(sockets=listening)
     return 0 if server.started else 2
 

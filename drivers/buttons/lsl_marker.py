@@ -77,6 +77,8 @@ class LslMarker:
             sample, _ = self._inlet.pull_sample(timeout=timeout_s)
         except LostError as error:
             raise PortLostError(f"the LSL stream {self.name!r} is gone") from error
+        except UnicodeDecodeError:
+            raise DeviceMismatchError(f"the LSL stream {self.name!r} says bytes that are no text, neither press nor release") from None
         if sample is None:
             if monotonic() - self._heard_s > SILENCE_S:
                 raise PortLostError(f"the LSL stream {self.name!r} has not said press or release for {SILENCE_S} s")
