@@ -392,7 +392,9 @@ def test_no_rule_is_at_rest_without_data_and_no_fault_claims_to_be_off_unheard(c
         bed.feed.mark(time.monotonic(), "refused", refused)
         bed.feed.mark(time.monotonic(), "spasm", "soleus EMG")
     expect(page.locator("#log")).to_contain_text("(7 times)")
-    assert page.evaluate("[...document.querySelectorAll('#log li')].filter((row) => row.textContent.includes('automatic mode')).length") == 1
+    assert (
+        page.evaluate("[...document.querySelectorAll('#log li')].filter((row) => row.textContent.includes('automatic mode')).length") == 1
+    )
     assert page.evaluate("marks.filter((mark) => mark.what === 'refused').length") == 0
 
 
