@@ -409,7 +409,7 @@ def test_control_is_taken_from_somebody_by_a_second_press(contexts, bed):
     expect(bob.locator("#rx-why")).to_contain_text("Ada")
     expect(bob.locator("#rx-put")).to_be_disabled()
     bob.locator("#take").click()
-    expect(bob.locator("#take")).to_contain_text("Ada (clinician, page) loses control: press again")
+    expect(bob.locator("#take")).to_contain_text("Press again to take control from Ada (clinician, page)")
     assert bed.rig.ask("status")["holder"].startswith("Ada")
     bob.locator("#take").click()
     expect(bob.locator("#holder")).to_contain_text("You hold control")

@@ -79,7 +79,7 @@ addEventListener("keydown", (event) => { if (event.key === "Escape" && !event.re
 let toldMs = -Infinity, toldState = "";
 function told(text, by = document.activeElement) {   // beside what was pressed, or at the top
   const home = by && by.closest("#act, .clinician, aside > section");
-  if (home) home.append($("told")); else document.querySelector("aside").prepend($("told"));
+  if (home && by.parentElement === home) by.after($("told")); else if (home) home.append($("told")); else document.querySelector("aside").prepend($("told"));
   $("told").textContent = text;
   toldMs = performance.now();
   log(text);
@@ -236,7 +236,7 @@ function control() {                            // who may arm and prescribe: on
   const g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null, they = other();
   set("holder", holds ? `You hold control${g && g.holder ? `, ${g.holder}` : ""}.` : !g ? "" : they ? `${they} holds control.` : "Nobody holds control.");
   $("take").hidden = holds;
-  set("take", they && performance.now() < takeUntilMs ? `${they} loses control: press again` : "Take control");
+  set("take", they && performance.now() < takeUntilMs ? `Press again to take control from ${they}` : "Take control");
   $("offer").disabled = Boolean(they);
   if (opened.control) opened.control(they);
 }

@@ -3,6 +3,7 @@
 
 const rx = { form: null, controls: new Map(), timer: 0, good: null };   // good: whether the bed says that what is written can be put into force; null = it was not answered yet
 
+const beside = document.querySelector(".beside");
 opened.prescription = async () => {
   if (rx.form && Object.keys(changes()).length) return;     // what is being written is not thrown away
   const form = await fetch("/prescription").then((r) => r.json()).catch(() => ({ ok: false, reasons: ["no answer"] }));
@@ -13,11 +14,13 @@ opened.prescription = async () => {
   const first = ["current_ma", "phase_width_us"], rank = (field) => (field.table === "prescription" ? 3 : first.includes(field.key) ? 1 : 2);
   form.fields.sort((a, b) => rank(a) - rank(b));
   const tables = [...new Set(form.fields.map((field) => field.table))];
-  $("rx-fields").replaceChildren(...tables.map((table) => {
+  const sets = tables.map((table) => {
     const set = document.createElement("fieldset");
     set.append(item("legend", table === "prescription" ? "Limits of this prescription" : `Train ${table.slice(7)}`), ...form.fields.filter((field) => field.table === table).map(fieldRow));
     return set;
-  }));
+  });
+  sets.splice(-1, 0, beside);                     // what follows stands below what is typed, above the limits
+  $("rx-fields").replaceChildren(...sets);
   set("version", `version ${form.version}, ${form.author}${form.reason ? `: ${form.reason}` : ""}`);
   $("rx-versions").replaceChildren(...(form.versions.length ? form.versions : [{ version: form.version, author: form.author, reason: form.reason, kept: "", changes: [] }])
     .map((v) => item("li", `${v.version}  ${v.kept}  ${v.author}${v.reason ? `: ${v.reason}` : ""}${v.changes.length ? `; ${v.changes.join("; ")}` : ""}`)));
