@@ -270,7 +270,7 @@ function alarms(fresh, renewing, begins) {
     $("alarms").dataset.text = text;
     $("alarms").replaceChildren(...all.map(([level, words]) => { const p = item("p", words); p.className = `alarm ${level}`; return p; }));
   }
-  const kinds = text.replace(/\d+/g, "");       // a figure that changes is nothing new
+  const kinds = text.replace(/\d+|, output is off/g, "");   // a figure that changes is nothing new, nor that a stop was confirmed
   if ($("alarms").dataset.kinds !== kinds) {
     $("alarms").dataset.kinds = kinds;
     if (all.length) log(`Alarm: ${all[0][1]}`);
