@@ -1,12 +1,12 @@
 "use strict";
 // Sessions of before: the whole, any part from near, spasm by spasm.
 
-const AGAIN_MS = 2000;
+const AGAIN_MS = 2000, ANSWER_MS = 3000;         // a page's process that ends may never answer
 const past = { name: "", of: null, from: 0, to: 1, asked: 0, dragged: null };
 const pastCanvas = $("session-canvas"), pastPen = pastCanvas.getContext("2d", { alpha: false });
 
 opened.sessions = async () => {
-  const answer = await fetch("/sessions").then((r) => r.json()).catch(() => null);
+  const answer = await fetch("/sessions", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) }).then((r) => r.json()).catch(() => null);
   if (!answer) {                                // a new session begins, and the page's process with it
     set("session-told", "no answer, asked again");
     setTimeout(() => { if (document.body.dataset.view === "sessions") opened.sessions(); }, AGAIN_MS);
