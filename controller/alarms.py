@@ -29,6 +29,11 @@ LEVELS = {
 }
 
 
+STARTING = "the loop is still starting (compiled code is made anew after an update: some minutes)"
+#: guard's short words for why a train is on, and what people read
+_CAUSES = {"emg": "a spasm in the EMG", "force": "a spasm in the force", "manual": "a person asked"}
+
+
 class Alarm(NamedTuple):
     """One of `LEVELS`, in words."""
 
@@ -55,16 +60,24 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
     """
     said, s = guard or {}, status or {}
     state, reason = s.get("state"), s.get("reason", "")
-    bad = [f"{name} ({rule.get('veto') or 'bad'})" for name, rule in s.get("rules", {}).items() if rule.get("quality") == "bad"]
+    starting = s.get("loop") == "starting"  # what its rules said before counts for nothing
+    rules = {} if starting else s.get("rules", {})
+    bad = [f"{name} ({rule.get('veto') or 'bad'})" for name, rule in rules.items() if rule.get("quality") == "bad"]
     streams = ", ".join(f"{name} {what}" for name, what in s.get("streams", {}).items() if what != "fine") or "no fresh signal"
+    deaf = STARTING if starting else streams
+    listens = s.get("rules") or s.get("requests_by")  # the settings have rules, whether or not there was a cycle
+    off = ", output is off" if said.get("stop_confirmed") else ""
+    clears = "a clinician clears it, with a reason"
+    cleared = f"; when that is done, {clears}" if state == "FAULT" else ""
     on = {
         "unknown": not s and "nothing is known of the bed: look at the patient",
-        "stop_unconfirmed": said.get("stop_confirmed") is False and "the stimulator did not confirm the stop: SWITCH IT OFF BY HAND",
+        "stop_unconfirmed": said.get("stop_confirmed") is False
+        and f"the stimulator did not confirm the stop: SWITCH IT OFF BY HAND{cleared}",
         "guard_silent": asked and not said and "guard does not answer: if the stimulator is on, SWITCH IT OFF BY HAND",
-        "fault": state == "FAULT" and f"fault, output is off: {reason}",
-        "lockout": state == "LOCKOUT" and f"locked out, output is off: {reason}",
+        "fault": state == "FAULT" and f"fault{off}: {reason}{'' if said.get('stop_confirmed') is False else f'; {clears}'}",
+        "lockout": state == "LOCKOUT" and f"locked out{off}: {reason}",
         "no_stimulator": state == "OFF" and f"no stimulator: {reason}",
-        "no_data": s and s.get("rules") and not s.get("data_ok") and not bad and f"{streams}: no automatic stimulation",
+        "no_data": listens and not s.get("data_ok") and not bad and f"{deaf}: no automatic stimulation",
         "signal_bad": bad and f"poor signal, look at the electrodes; no automatic stimulation: {', '.join(bad)}",
         "not_recorded": said.get("recorder_ok") is False and "recording does not keep up: nothing more is stimulated",
         "records_lost": s.get("records_lost") and f"{s.get('records_lost')} records were lost",
@@ -73,3 +86,17 @@ def alarms(status: Mapping[str, Any] | None, guard: Mapping[str, Any] | None = N
         "late": s.get("late"),
     }
     return [Alarm(name, str(words)) for name, words in on.items() if words]
+
+
+def mode(status: Mapping[str, Any]) -> str:
+    """What stands beside the state, for as long as it holds: who may stimulate, or who asked for the train that is on; empty = nothing."""
+    state, automatic = status.get("state"), status.get("automatic")
+    if state == "STIMULATING":
+        return {"trigger": "by a person", "request": "automatic"}.get(status.get("train_by", ""), "" if automatic else "by a person")
+    return "automatic" if automatic else "button only" if state == "ARMED" else ""
+
+
+def plain(reason: str) -> str:
+    """Say why a train is on in plain words; every other reason stays as it is."""
+    cause, _, train = reason.partition(": train ")
+    return f"{_CAUSES[cause]}: train {train}" if train and cause in _CAUSES else reason

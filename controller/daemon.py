@@ -6,6 +6,7 @@ to it. When it dies, guard stops all output and ends (nothing is recorded, so no
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,6 +58,7 @@ LOOP_AGAIN_S = 10.0  # where a loop has ended more often
 MAX_LATENESS_MS = 50.0
 LATENCY = "latency.json"  # beside the recording
 PAGE_END_S = 1.0
+LONG_START_S = 10.0  # of a loop: then people are told what it does
 ANSWERED_S = 0.2  # whoever prescribed has guard's answer by then, before page and guard end
 ROOM_AGAIN = 1.05  # of what is needed, before arming is allowed again
 RATE_S, ROOM_S = 10.0, 2 * 3600.0  # F5: after so long the rate of recording is known, and there must be room for so much more
@@ -255,6 +257,7 @@ class Daemon:
             "state": "OFF",
             "reason": "starting",
             "automatic": False,
+            "train_by": "",  # the event that began the last train: trigger = a person, request = the loop
             "cycles": 0,
             "requests": 0,
             "trains": 0,
@@ -278,6 +281,7 @@ class Daemon:
         self.heard: list[tuple[tuple[float, float], Any]] = []  # what the rules said since they were last described, and the newest stamps
         self.newest_s = (0.0, 0.0)  # of EMG and force, as last described
         self.last_line, self.repeats = "", 0
+        self.slow_start_s = float("inf")  # from when on a loop that is still starting takes long
         self.process = process or Process(Notifier())
         self.notify = self.process.notify
 
@@ -304,6 +308,7 @@ class Daemon:
                     status_s = now_s
                     self.see_latency()
                     self.see_spasms()
+                    self.see_long_start(now_s)
                     self.write_status()
                 if now_s - latency_s >= LATENCY_S:
                     latency_s = now_s
@@ -375,6 +380,9 @@ class Daemon:
         """Stop output, end the children, close the files."""
         if self.next and not self.process.told_to_end:
             self.notify.alive()  # what is left to do gets a whole watchdog time
+            self.status["renewing"] = True  # whoever looks knows that what comes now was planned
+            with contextlib.suppress(OSError):
+                self.write_status()
             time.sleep(ANSWERED_S)
         else:
             self.notify.stopping(self.ending)
@@ -443,6 +451,13 @@ class Daemon:
             self.loop = Child("loop", self.loops, self.LOOP_MODULE, RING_BYTES, ours.fileno(), "--guard", "--settings", str(path))
             socket.send_fds(self.link, [b"loop"], [theirs.fileno()])
         self.status |= {"loop": "starting", "data_ok": False, "streams": {}}
+        self.slow_start_s = time.monotonic() + LONG_START_S
+
+    def see_long_start(self, now_s: float) -> None:
+        """Say once of each loop that it takes long to start: until then nothing is heard."""
+        if self.status["loop"] == "starting" and now_s > self.slow_start_s:
+            self.slow_start_s = float("inf")
+            self.tell(f"{alarms.STARTING}: no automatic stimulation; the button works")
 
     def start_page(self) -> None:
         """Start the page's process, if there is to be a page."""
@@ -752,6 +767,7 @@ class Daemon:
             s["pulses"] += 1
             if event["kind"] in ("request", "trigger"):
                 s["trains"] += 1
+                s["train_by"] = event["kind"]
         s["refusals"] += bool(verdict["refused"])
         if verdict["reasons"]:
             s["reason"] = verdict["reasons"][-1]
@@ -841,7 +857,7 @@ class Daemon:
         last = s["last_trigger"] or {}
         parts = [
             f"{time.monotonic() - self.started:6.1f} s",
-            f"{s['state']}{' automatic' if s['automatic'] else ''}",
+            f"{s['state']} {alarms.mode(s)}".strip(),
             f"loop {s['loop']}",
             "data ok" if s["data_ok"] else "NO DATA",
             s["late"],

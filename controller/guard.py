@@ -551,6 +551,7 @@ class Guard:
         command["who"] = str(person) if person else "somebody at the page"
         command["authenticated_ns"] = person.proved_ns if person else 0
         command["you"] = {"name": person.name, "role": person.role} if person else None
+        command["holds"] = person is not None and self.people.holds(command.get("token"))
 
     def not_allowed(self, client: socket.socket, why: str) -> None:
         """Refuse, and write it down, but not every one of a flood."""
@@ -591,7 +592,8 @@ class Guard:
             verdict = self.take(Event(Kind.STOP, now, text=who))
             return {"ok": True, "reasons": list(verdict.reasons)}
         if do == "status":
-            return {"ok": True, "reasons": [self.supervisor.stale] if self.supervisor.stale else [], "you": command.get("you")}
+            stale = [self.supervisor.stale] if self.supervisor.stale else []
+            return {"ok": True, "reasons": stale, "you": command.get("you"), "holds": command.get("holds")}
         if do == "read":  # the page asks whether it may show it
             return {"ok": True, "reasons": []}
         if do == "offer":

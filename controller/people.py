@@ -165,6 +165,10 @@ class People:
         before, self.holder = self.people.get(self.holder), known
         return str(before) if before else ""
 
+    def holds(self, token: object) -> bool:
+        """Whether whoever has this token holds control."""
+        return isinstance(token, str) and digest(token) == self.holder
+
     def leave(self, token: object, now: int) -> None:
         """Forget a person."""
         known, _ = self.who(token, now)

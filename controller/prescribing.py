@@ -7,6 +7,7 @@ refused). Nothing here decides who may: guard does.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
@@ -104,6 +105,25 @@ def _limits(config: Settings, values: settings.Table, key: str, field: FieldInfo
         yield Limit(None, float(int(rx.max_charge_per_phase_uc * 1e3 / values.current_ma)), "prescription, max_charge_per_phase_uc")
     elif key == "duration_ms":
         yield Limit(None, min(rx.max_event_s, rx.max_on_time_s_in_60_s) * 1e3, "prescription, max_event_s and max_on_time_s_in_60_s")
+
+
+def as_written(config: Settings, changes: Changes) -> dict[str, Any]:
+    """Figures of the trains as changes would have them, sound or not: what is out of range is shown as such; no number, no figures."""
+
+    def with_changes(table: settings.Table, name: str) -> dict[str, Any]:
+        rows = changes.get(name) if isinstance(changes, dict) else None
+        return table.model_dump() | {
+            key: value for key, value in (rows if isinstance(rows, dict) else {}).items() if key in type(table).model_fields
+        }
+
+    told = {}
+    for name, train in config.trains.items():
+        values, limits = with_changes(train, f"trains.{name}"), with_changes(config.prescription, "prescription")
+        numbers = [*values.values(), limits["electrode_area_cm2"], limits["max_current_ma"], limits["max_charge_per_phase_uc"]]
+        if all(type(value) in (int, float) and 0 <= value < MAX_WHOLE for value in numbers):
+            with suppress(ArithmeticError, ValueError):  # nothing can be said of such a train
+                told[name] = settings.train_figures(Train.model_construct(**values), Prescription.model_construct(**limits))
+    return told
 
 
 @lru_cache(maxsize=1)

@@ -100,8 +100,10 @@ def overview(session: Session) -> dict[str, Any]:
     dict
         Plain JSON: ``length_s``; ``end`` (why, empty = it was cut or goes on); ``emg``, ``force``, ``force_unit``, ``rules``;
         ``prescription`` (version, author, reason); ``given`` (pulses, charge in mC); ``spasms`` (as `describe.Spasm.facts`, times from
-        the session's start, with rule, number of pulses, and root mean square before, during and after); ``trains`` (start, length,
-        pulses); ``events`` (guard's verdicts that have reasons).
+        the session's start, with rule, how many rules heard the same one, number of pulses, and root mean square before, during and
+        after with its unit); ``n_spasms`` (one that several rules heard counts once); ``trains`` (start, length,
+        pulses); ``events`` (guard's verdicts that have reasons; what is
+        said several times running is one, with how often and until when).
     """
     config, zero_s = session.config, origin_s(session)
     pulses_s = session.streams["pulses"].stamps_s
@@ -112,7 +114,12 @@ def overview(session: Session) -> dict[str, Any]:
     for row in session.guard():
         if "event" in row and row["verdict"]["reasons"] and row["event"]["kind"] not in ("heartbeat", "ack"):
             at_s = row["event"]["now_ns"] * 1e-9 - zero_s
-            events.append({"at_s": at_s, "state": row["verdict"]["state"], "words": "; ".join(row["verdict"]["reasons"])})
+            said = {"state": row["verdict"]["state"], "words": "; ".join(row["verdict"]["reasons"])}
+            if events and said.items() <= events[-1].items():  # a spasm in an unarmed bed is refused twice a second
+                events[-1] |= {"n": events[-1]["n"] + 1, "until_s": at_s}
+            else:
+                events.append({"at_s": at_s, "until_s": at_s, "n": 1, **said})
+    spasms = [_spasm(session, note, zero_s) for note in notes if note["what"] == "spasm"]
     rx, last = config.prescription, session.end or {}
     given = np.asarray(session.streams["pulses"].values, np.int64).reshape(-1, 5)  # current uA, phase width us, gap, channel, request
     return {
@@ -125,7 +132,8 @@ def overview(session: Session) -> dict[str, Any]:
         "rules": [row.name for row in config.rows],
         "given": {"pulses": len(given), "charge_mc": float((given[:, 0] * given[:, 1]).sum()) * 1e-9},
         "prescription": {"version": rx.version, "author": rx.author, "reason": rx.reason},
-        "spasms": [_spasm(session, note, zero_s) for note in notes if note["what"] == "spasm"],
+        "n_spasms": _together(spasms),
+        "spasms": spasms,
         "trains": [
             {"at_s": float(pulses_s[a]) - zero_s, "length_s": float(pulses_s[b - 1] - pulses_s[a]), "pulses": int(b - a)}
             for a, b in zip(firsts, ends, strict=True)
@@ -133,6 +141,20 @@ def overview(session: Session) -> dict[str, Any]:
         "events": events[-MAX_EVENTS:],
         "more_events": max(0, len(events) - MAX_EVENTS),
     }
+
+
+def _together(spasms: list[dict[str, Any]]) -> int:
+    """Count spasms that overlap as one, and write into each how many rules heard it."""
+    groups: list[list[dict[str, Any]]] = []
+    for spasm in sorted(spasms, key=lambda one: one["onset_s"]):
+        if groups and spasm["onset_s"] < max(one["offset_s"] for one in groups[-1]):
+            groups[-1].append(spasm)
+        else:
+            groups.append([spasm])
+    for group in groups:
+        for spasm in group:
+            spasm["n_rules"] = len({one["rule"] for one in group})
+    return len(groups)
 
 
 def _spasm(session: Session, note: dict[str, Any], zero_s: float) -> dict[str, Any]:
@@ -150,8 +172,9 @@ def _spasm(session: Session, note: dict[str, Any], zero_s: float) -> dict[str, A
         "after": _rms(session, rule, over_s, over_s + AFTER_S),
     }
     facts = {name: value for name, value in note.items() if name != "what"}
+    unit = session.config.force.unit if isinstance(rule, ForceRule) and session.config.force else "µV"
     times = {name: note[name] - zero_s for name in ("onset_s", "decided_s", "offset_s")}
-    return facts | times | {"pulses": len(mine_s), "rms": loud}
+    return facts | times | {"pulses": len(mine_s), "rms": loud, "unit": unit}
 
 
 def _rms(session: Session, rule: EmgRule | ForceRule | None, from_s: float, to_s: float) -> float | None:

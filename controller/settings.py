@@ -1057,17 +1057,17 @@ def summary(settings: Settings) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "automatic": settings.automatic,
         "notes": _notes(settings),
-        "trains": {
-            name: {
-                "pulses": _n_pulses(train),
-                "figures": [
-                    {"name": one.name, "value": one.value, "unit": one.unit, "limit": one.limit, "source": one.source}
-                    for one in figures(train, settings.prescription)
-                ],
-            }
-            for name, train in settings.trains.items()
-        },
+        "trains": {name: train_figures(train, settings.prescription) for name, train in settings.trains.items()},
     }
+
+
+def train_figures(train: Train, prescription: Prescription) -> dict[str, Any]:
+    """Return how many pulses a train has, and its figures beside their limits, as plain JSON."""
+    rows = [
+        {"name": one.name, "value": one.value, "unit": one.unit, "limit": one.limit, "source": one.source}
+        for one in figures(train, prescription)
+    ]
+    return {"pulses": _n_pulses(train), "figures": rows}
 
 
 def check(path: str | Path) -> str:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controller import messages
-from controller.alarms import HIGH, LOW, MEDIUM, alarms
+from controller.alarms import HIGH, LOW, MEDIUM, alarms, mode, plain
 
 if TYPE_CHECKING:
     import argparse
@@ -59,8 +59,7 @@ def lines_of(bed: Bed, colour: bool, columns: int = 1000) -> list[str]:
     """One bed as lines: its state first, then alarms, which are not cut off at the right, then the rest."""
     s = bed.status or {}
     state = s.get("state", UNKNOWN)
-    word = f"{state} automatic" if s.get("automatic") else state
-    head = f"  {word:<{WORD}}bed {bed.name}  "
+    head = f"  {f'{state} {mode(s)}':<{WORD}}bed {bed.name}  "
     if colour:
         lines = [_in(STATE_COLOURS.get(state, STATE_COLOURS[UNKNOWN]), _plain(line)) for line in (" " * len(head), head, " " * len(head))]
     else:
@@ -79,21 +78,25 @@ def facts(s: Mapping[str, Any], guard: Mapping[str, Any]) -> list[tuple[str, str
     allowed = guard.get("dose", {})
     last = s.get("last_trigger") or {}
     return [
-        ("why", s["reason"]),
+        ("why", plain(s["reason"])),
         ("signals", f"{'ok' if s['data_ok'] else _wrong(s)}, newest sample {_ms(s['sample_age_ms'])}, loop {s['loop']}"),
-        ("rules", "; ".join(_rule(name, rule) for name, rule in s["rules"].items())),
+        ("rules", "; ".join(_rule(name, rule, s["data_ok"]) for name, rule in s["rules"].items())),
         ("given", f"{s['trains']} trains, {s['pulses']} pulses; {s['requests']} asked for by the rules, {s['refusals']} refused"),
         ("session", _dose(dose.get("session"), allowed.get("session"))),
         ("last 24 h", _dose(dose.get("day"), allowed.get("24h"))),
         ("latency", _latency(measured)),
-        ("last trigger", f"{_ms(last.get('sum_ms'))} in all" if last else "none yet"),
+        ("last trigger", f"{'sample' if 'pulled_ms' in last else 'press'} to pulse {_ms(last.get('sum_ms'))}" if last else "none yet"),
         ("recording", f"{s['recording_bytes'] / 1e6:.1f} MB, {s['disk_free_bytes'] / 1e9:.0f} GB free, for {s['up_s']:.0f} s"),
     ]
 
 
-def _rule(name: str, rule: Mapping[str, Any]) -> str:
+def _rule(name: str, rule: Mapping[str, Any], data_ok: bool) -> str:
     veto, quality = rule.get("veto", ""), rule.get("quality", "ok")
-    words = ["SPASM" if rule["active"] else "at rest", f"held back: {veto}" if veto else "", quality if quality != "ok" else ""]
+    words = [
+        "unknown" if not data_ok else "SPASM" if rule["active"] else "at rest",
+        f"held back: {veto}" if veto else "",
+        quality if quality != "ok" else "",
+    ]
     return f"{name} {', '.join(filter(None, words))}"
 
 

@@ -83,6 +83,7 @@ class Bedside:
             "state": "IDLE",
             "reason": "starting",
             "automatic": False,
+            "train_by": "",
             "trains": 0,
             "pulses": 0,
             "refusals": 0,
@@ -129,6 +130,7 @@ class Bedside:
             if row.get("written_ns"):
                 self.facts["pulses"] += 1
                 self.facts["trains"] += event["kind"] in ("request", "trigger")
+                self.facts["train_by"] = event["kind"] if event["kind"] in ("request", "trigger") else self.facts["train_by"]
                 given = self.facts["dose"]["session"]
                 given |= {"pulses": given["pulses"] + 1, "on_time_s": given["on_time_s"] + 0.02, "charge_mc": given["charge_mc"] + 0.01}
                 self.feed.mark(row["written_ns"] * 1e-9, "pulse")

@@ -359,6 +359,93 @@ def test_axe_finds_nothing_serious(contexts, bed):
     assert n == 46
 
 
+# --- what somebody who had never seen the page misread ---------------------------------------------------------------------------------
+def test_an_armed_bed_that_hears_nothing_says_so_for_as_long_as_it_lasts(contexts, bed):
+    page = bed.pair(contexts(), "patient", "Ben")
+    expect(page.locator("#why-not")).to_have_text("Not armed: ask the nurse.")
+    bed.facts |= {"loop": "starting", "data_ok": False, "rules": {}, "requests_by": {"soleus EMG": 0}}
+    expect(page.locator(".alarm.medium")).to_contain_text("the loop is still starting")
+    assert bed.rig.arm()["ok"]
+    expect(page.locator("#state")).to_have_text("ARMED")
+    expect(page.locator("#mode")).to_have_text("button only")
+    expect(page.locator("#why-not")).to_be_empty()
+    page.locator("#trigger").click()
+    expect(page.locator("#mode")).to_have_text("by a person")
+    expect(page.locator("#told")).to_have_text("Yes: one stimulation.")
+    expect(page.locator("#why-not")).to_contain_text("Rest after a train")
+    expect(page.locator("#trigger")).to_have_attribute("aria-disabled", "false")
+    expect(page.locator("#mode")).to_have_text("button only")
+    bed.rig.ask("disarm")
+    expect(page.locator("#why-not")).to_have_text("Not armed: ask the nurse.")
+    expect(page.locator("#told")).to_be_empty()
+
+
+def test_no_rule_is_at_rest_without_data_and_no_fault_claims_to_be_off_unheard(contexts, bed):
+    page = contexts().new_page()
+    page.goto(bed.url)
+    expect(page.locator("#signals")).to_contain_text("soleus EMG: at rest")
+    bed.facts |= {"data_ok": False}
+    expect(page.locator("#signals")).to_contain_text("soleus EMG: unknown")
+    expect(page.locator("#signals")).not_to_contain_text("at rest")
+    refused = "refused: not armed: IDLE, x [B2]; automatic mode is off [B1]"
+    for _ in range(7):
+        bed.feed.mark(time.monotonic(), "refused", refused)
+        bed.feed.mark(time.monotonic(), "spasm", "soleus EMG")
+    expect(page.locator("#log")).to_contain_text("(7 times)")
+    assert (
+        page.evaluate("[...document.querySelectorAll('#log li')].filter((row) => row.textContent.includes('automatic mode')).length") == 1
+    )
+    assert page.evaluate("marks.filter((mark) => mark.what === 'refused').length") == 0
+
+
+@pytest.mark.safety("G6")
+def test_control_is_taken_from_somebody_by_a_second_press(contexts, bed):
+    ada, bob = bed.pair(contexts(), "clinician"), bed.pair(contexts(), "clinician", "Bob")
+    ada.locator("#take").click()
+    expect(ada.locator("#holder")).to_contain_text("You hold control")
+    expect(ada.locator("#take")).to_be_hidden()
+    bob.locator("#views button[data-view=prescription]").click()
+    bob.locator(CURRENT).fill("15")
+    expect(bob.locator("#rx-why")).to_contain_text("Ada")
+    expect(bob.locator("#rx-put")).to_be_disabled()
+    bob.locator("#take").click()
+    expect(bob.locator("#take")).to_contain_text("Press again to take control from Ada (clinician, page)")
+    assert bed.rig.ask("status")["holder"].startswith("Ada")
+    bob.locator("#take").click()
+    expect(bob.locator("#holder")).to_contain_text("You hold control")
+    expect(bob.locator("#rx-put")).to_be_enabled()
+    expect(ada.locator("#holder")).to_contain_text("Bob (clinician, page) holds control")
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (360, 740)])
+def test_what_would_be_armed_comes_into_view(contexts, bed, size):
+    page = bed.pair(contexts(viewport=dict(zip(("width", "height"), size, strict=True))), "clinician")
+    page.locator("#offer").click()
+    expect(page.locator("#offered")).to_be_focused()
+    for shown in ("#arm", "#prescription", "#checked"):
+        expect(page.locator(shown)).to_be_in_viewport(ratio=1)
+    at = "document.getElementById('told').closest('#arming') !== null"
+    assert page.evaluate(at)
+
+
+@pytest.mark.safety("B8")
+def test_a_planned_new_session_is_no_emergency_but_one_that_does_not_come_is(page, bed):
+    bed.facts |= {"renewing": True}
+    expect(page.locator("#state")).to_have_text("new session")
+    bed.silent = True
+    page.wait_for_timeout(1500)
+    expect(page.locator("#reason")).to_have_text("A new session begins with the new prescription; nothing is armed.")
+    expect(page.locator(".alarm")).to_have_count(0)
+    left_ms = page.evaluate("renewUntilMs - performance.now()")
+    assert 0 < left_ms <= 20_000
+    page.evaluate("renewUntilMs = performance.now()")
+    expect(page.locator("#state")).to_have_text("unknown")
+    expect(page.locator(".alarm.high")).to_be_visible()
+    bed.facts |= {"renewing": False}
+    bed.silent = False
+    expect(page.locator("#state")).to_have_text("IDLE")
+
+
 # --- the prescription and sessions of before --------------------------------------------------------------------------------------------
 CURRENT, REASON = "#rx-trains\\.peroneal-current_ma", "#rx-reason"
 
@@ -373,6 +460,8 @@ def test_a_clinician_changes_the_prescription_seeing_limits_and_what_follows(con
     expect(page.locator("#rx-put")).to_be_disabled()
     page.locator(CURRENT).fill("20.5")
     expect(page.locator("#rx-problems")).to_contain_text("must be at most 20 mA (prescription)")
+    expect(page.locator("#rx-problems")).to_contain_text("train peroneal, current: 20.5")
+    expect(page.locator("#rx-figures .exceeded").first).to_contain_text("current 20.5 of 20 mA")
     expect(page.locator(CURRENT)).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#rx-put")).to_be_disabled()
     page.locator(CURRENT).fill("")
@@ -415,6 +504,9 @@ def test_a_session_is_reviewed_spasm_by_spasm(contexts, bed):
     rows = page.locator("#session-spasms tr")
     expect(rows).to_have_count(2)
     expect(rows.nth(0)).to_contain_text("25")
+    cells = [rows.nth(i).locator("td").nth(6).inner_text() for i in (0, 1)]
+    assert 80 < float(cells[0]) < 110 and cells[1] == ""  # the second was not stimulated
+    expect(page.locator("#session-during")).to_have_text("RMS until stimulated, µV")
     rows.nth(1).locator("button").click()
     expect(page.locator("#session-part")).to_have_text("0:03.5 to 0:09.5")
     before = page.locator("#session-canvas").screenshot()

@@ -659,3 +659,11 @@ def test_a_disk_that_is_behind_is_told_once_and_the_bed_goes_on(bed, monkeypatch
     ]
     notes = [note["behind_s"] for note in recording.load(bed.folder).notes() if note["what"] == "slow disk"]
     assert notes == [2.5, 0.2] and not bed.ending
+
+
+def test_a_loop_that_takes_long_to_start_is_told_of_once(bed):
+    bed.slow_start_s = 10.0
+    for loop, now_s in (("starting", 9.0), ("alive", 11.0), ("starting", 12.0), ("starting", 13.0)):
+        bed.status["loop"] = loop
+        bed.see_long_start(now_s)
+        assert sum("still starting" in line for line in bed.lines) == (now_s >= 12.0)

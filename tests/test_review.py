@@ -62,10 +62,18 @@ def test_what_happened_is_what_was_put_in(session):
     first, second = told["spasms"]
     assert (first["onset_s"], first["offset_s"], first["pulses"]) == (pytest.approx(3.5), pytest.approx(4.5), 25)
     assert (second["onset_s"], second["pulses"]) == (pytest.approx(6.5), 0)
+    assert (told["n_spasms"], first["n_rules"], first["unit"]) == (2, 1, "µV")
     for spasm in told["spasms"]:  # the noise is 8 uV, the spasm 12 times that
         assert spasm["rms"]["before"] == pytest.approx(8.0, rel=0.15)
         assert spasm["rms"]["during"] == pytest.approx(96.0, rel=0.15)
         assert spasm["rms"]["after"] == pytest.approx(8.0, rel=0.15)
+
+
+def test_a_spasm_that_two_rules_hear_is_one():
+    times = [("a", 1.0, 2.0), ("b", 1.5, 2.5), ("a", 2.4, 2.6), ("a", 4.0, 5.0), ("a", 5.0, 6.0)]
+    spasms = [{"rule": rule, "onset_s": onset_s, "offset_s": offset_s} for rule, onset_s, offset_s in times]
+    assert review._together(spasms) == 3
+    assert [spasm["n_rules"] for spasm in spasms] == [2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(("from_s", "to_s", "n"), [(0.0, 9.5, 100), (3.4, 3.6, 40), (8.0, 20.0, 12), (3.5001, 3.5002, 3)])

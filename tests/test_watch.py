@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from controller import watch
+from controller.alarms import alarms
 from tests.rig import GuardRig
 from tests.test_architecture import modules_after
 
@@ -42,7 +43,7 @@ STATUS = {
     "late": "",
     "records_lost": 0,
 }
-GUARD = {"state": "ARMED", "automatic": True, "reason": "x", "dose": {"session": {"max_on_ns": 900 * 10**9}}, "stop_confirmed": None}
+GUARD = {"state": "ARMED", "automatic": True, "reason": "x", "dose": {"session": {"max_on_ns": 900 * 10**9}}, "stop_confirmed": True}
 
 
 class Terminal:
@@ -125,6 +126,34 @@ def test_the_state_comes_first_then_alarms_then_the_rest():
     assert lines[0].startswith("FAULT")
     assert [line.split()[0] for line in lines[1:3]] == ["HIGH", "LOW"]
     assert watch.STATE_COLOURS["FAULT"] in worse.colours - terminal.colours
+
+
+def test_who_may_stimulate_stands_beside_the_state_and_no_data_is_no_rest():
+    deaf = {"automatic": False, "data_ok": False, "rules": {}, "requests_by": {"soleus": 0}, "loop": "starting"}
+    text = "\n".join(drawn(STATUS | deaf).lines())
+    assert text.split()[:3] == ["ARMED", "button", "only"]
+    assert "MEDIUM the loop is still starting" in text
+    for by, words in (("trigger", "by a person"), ("request", "automatic")):
+        assert f"STIMULATING {words}" in "\n".join(drawn(STATUS | {"state": "STIMULATING", "train_by": by}).lines())
+    text = "\n".join(drawn(STATUS | {"data_ok": False, "reason": "emg: train peroneal"}).lines())
+    assert "soleus unknown" in text and "at rest" not in text
+    assert "a spasm in the EMG: train peroneal" in text
+    manual = "\n".join(drawn().lines()), "\n".join(drawn(STATUS | {"last_trigger": {"pulled_ms": 1.0, "sum_ms": 3.25}}).lines())
+    assert "press to pulse 3.25 ms" in manual[0] and "sample to pulse 3.25 ms" in manual[1]
+
+
+def test_a_fault_claims_that_output_is_off_only_where_the_stop_was_confirmed():
+    fault = STATUS | {"state": "FAULT", "reason": "x"}
+    for confirmed in (True, None, False):
+        words = {a.name: a.words for a in alarms(fault, GUARD | {"stop_confirmed": confirmed}, asked=True)}
+        assert ("output is off" in words["fault"]) == (confirmed is True)
+        last = words["stop_unconfirmed" if confirmed is False else "fault"]
+        assert last.endswith("a clinician clears it, with a reason")
+
+
+def test_a_bed_without_rules_needs_no_data():
+    manual = STATUS | {"rules": {}, "requests_by": {}, "data_ok": False, "loop": "not wanted: no rules, the button alone"}
+    assert alarms(manual) == []
 
 
 def test_an_old_report_is_unknown_and_shows_no_figure():

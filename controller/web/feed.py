@@ -110,6 +110,7 @@ class Feed:
             "rules": self.rules,
             "column_hz": COLUMN_HZ,
             "limits": limits(config.prescription),
+            "refractory_s": config.prescription.refractory_s,
         }
 
     def see(self, cycles: Sequence[RecordedCycle]) -> None:

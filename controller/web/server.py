@@ -61,13 +61,26 @@ HEADERS = {
 VERBS = ("status", "stop", "trigger", "offer", "arm", "disarm", "clear", "prescribe", "take", "leave", "invite")
 
 #: what of the daemon's report anybody gets to see who comes over a network and has not paired
-HEALTH = ("state", "automatic", "written_ns")
+HEALTH = ("state", "automatic", "renewing", "written_ns")
 #: and of guard's answers
 BRIEF = ("ok", "reasons", "state", "stop_confirmed", "token", "name", "role")
 
 #: what of guard's answer a page gets to see
 SHOWN = (
-    *("ok", "reasons", "you", "state", "automatic", "reason", "stop_confirmed", "confirms_stops", "recorder_ok", "button", "stimulator"),
+    *(
+        "ok",
+        "reasons",
+        "you",
+        "holds",
+        "state",
+        "automatic",
+        "reason",
+        "stop_confirmed",
+        "confirms_stops",
+        "recorder_ok",
+        "button",
+        "stimulator",
+    ),
     *("dose", "holder", "people", "offer", "prescription_id", "prescription", "button_train", "stimulator_identity"),
     *("code", "token", "name", "role"),
 )
@@ -201,11 +214,13 @@ class Page:
         guard, status = self.guard, self.status
         if guard and guard["state"] == status.get("state"):  # guard's reason is the state's, the report's that of the latest event
             status = status | {"reason": guard["reason"]}
-        on = alarms.alarms(status, guard, guard is not None)
+        on, mode = alarms.alarms(status, guard, guard is not None), alarms.mode(status)
         if not sees:  # nobody's words: a reason may name people
             shown = {key: self.status[key] for key in HEALTH if key in self.status}
-            return json.dumps({"status": shown, "age_ms": age_ms, "alarms": [(alarm.level, alarm.name.replace("_", " ")) for alarm in on]})
-        return json.dumps({"status": self.status, "age_ms": age_ms, "alarms": [(alarm.level, alarm.words) for alarm in on]})
+            told = [(alarm.level, alarm.name.replace("_", " ")) for alarm in on]
+        else:
+            shown, told = self.status, [(alarm.level, alarm.words) for alarm in on]
+        return json.dumps({"status": shown, "mode": mode, "age_ms": age_ms, "alarms": told})
 
     # --- people --------------------------------------------------------------------------------------------------------------
     async def say(self, command: dict[str, Any], token: str) -> dict[str, Any]:
@@ -324,6 +339,8 @@ class Page:
             except settings.SettingsError as error:
                 problems = list(error.problems)
         told = prescribing.form(config) | {"ok": not problems, "reasons": problems}
+        if problems:
+            told["trains"] = prescribing.as_written(config, changes)
         if changes is None and self.files.versions:
             told["versions"] = prescribing.versions(self.files.versions)
         return told

@@ -4,17 +4,21 @@
 
 const $ = (id) => document.getElementById(id);
 const STALE_MS = 1000, SWEEP_S = 10, SILENCE_MS = 120000, RETRY_MS = 500;
+const RENEW_MS = 20000;                         // what a new session may take to begin after a change that a person made
+const TOLD_MS = 10000, SETTLE_MS = 1500;        // how long a message stays; within how long the state that it brings is there
+const ASK_MS = 2000, TAKE_MS = 6000;            // how often we ask whether we hold control; how long a first press waits for its second
 
-const bed = { status: null, alarms: [], guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
+const bed = { status: null, mode: "", alarms: [], guard: null, heardMs: -Infinity, guardMs: -Infinity, ageMs: 0 };
 const traces = new Map();                       // "what/i" -> {least, most: Float32Array, newest}
 let marks = [], scene = null, newest = -1, socket = null, number = 0, offered = null, silentUntil = 0;
+let renewUntilMs = -Infinity, lastPulseS = -Infinity, holds = false, takeUntilMs = -Infinity;
 const waiting = new Map();
 
 // --- the connection -----------------------------------------------------------------------------------------------------------------
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => say({ do: "status" }).then((answer) => know(answer.you || null));
+  socket.onopen = () => say({ do: "status" }).then((answer) => { holds = Boolean(answer.holds); know(answer.you || null); });
   socket.onmessage = (event) => (typeof event.data === "string" ? hear(JSON.parse(event.data)) : columns(event.data));
   socket.onclose = () => {
     silentUntil = 0;                            // a lost link ends every silence
@@ -35,15 +39,19 @@ function say(command) {
 function hear(message) {
   if (message.status !== undefined) {
     if (message.age_ms !== null) {
-      bed.status = message.status; bed.alarms = message.alarms; bed.ageMs = message.age_ms; bed.heardMs = performance.now();
+      bed.status = message.status; bed.mode = message.mode; bed.alarms = message.alarms; bed.ageMs = message.age_ms; bed.heardMs = performance.now();
+      if (message.status.renewing) renewUntilMs = performance.now() + RENEW_MS;
+      else if (message.status.loop !== "starting") renewUntilMs = -Infinity;
       if (message.status.scene) lay(message.status.scene);
     }
   } else if (message.guard) {
     bed.guard = message.guard; bed.guardMs = performance.now();
   } else if (message.mark) {
-    marks.push(message.mark); marks = marks.slice(-200);
-    if (message.mark.what === "pulse") hush(message.mark.at);
-    else log(`${WORDS[message.mark.what] || ""} ${message.mark.text}`);
+    const { at, what, text } = message.mark, off = what === "refused" && text.includes("automatic mode is off");
+    if (!off) { marks.push(message.mark); marks = marks.slice(-200); }   // what an unarmed loop would have done is no event on the picture
+    if (what === "pulse") { hush(at); lastPulseS = scene ? at / scene.column_hz : lastPulseS; }
+    else if (off) log("Spasm, not answered: automatic mode is off", true);
+    else log(`${WORDS[what] || ""} ${plain(text)}`, what === "refused" || what === "held back");
   } else if (message.answer) {
     const settle = waiting.get(message.nr);
     waiting.delete(message.nr);
@@ -58,7 +66,7 @@ async function stop() {
   const answer = await Promise.race([say({ do: "stop" }), new Promise((r) => setTimeout(() => r({ ok: false }), 300))]);
   const said = answer.ok ? answer : await fetch("/stop", { method: "POST" }).then((r) => r.json()).catch(() => null);
   unanswered = !(said && said.ok);
-  told(unanswered ? "The stop was not answered." : "Stopped.");
+  told(unanswered ? "The stop was not answered." : "Stopped.", null);
   show();
 }
 // a finger that comes down stops, wherever and whenever it is lifted; the click that follows is the same act
@@ -68,29 +76,69 @@ $("stop-form").addEventListener("submit", (event) => { event.preventDefault(); i
 addEventListener("keydown", (event) => { if (event.key === "Escape" && !event.repeat) { event.preventDefault(); stop(); } });
 
 // --- words of people ----------------------------------------------------------------------------------------------------------------
-function told(text) { $("told").textContent = text; log(text); }
+let toldMs = -Infinity, toldState = "";
+function told(text, by = document.activeElement) {   // beside what was pressed, or at the top
+  const home = by && by.closest("#act, .clinician, aside > section");
+  if (home && by.parentElement === home) by.after($("told")); else if (home) home.append($("told")); else document.querySelector("aside").prepend($("told"));
+  $("told").textContent = text;
+  toldMs = performance.now();
+  log(text);
+}
+function fade(state) {                          // a message goes when the state is another one than it was said of, or after a while
+  const ageMs = performance.now() - toldMs;
+  if (ageMs < SETTLE_MS) toldState = state;
+  else if (ageMs > TOLD_MS || state !== toldState) set("told", "");
+}
 async function act(command, done) {
-  const answer = await say(command);
-  told(answer.ok ? done : (answer.reasons || ["no answer"]).join("; "));
+  const by = document.activeElement, answer = await say(command), words = answer.ok ? done : (answer.reasons || ["no answer"]).join("; ");
+  told(forPatient() ? words.replace(/ \[[A-Z]\d+[^\]]*\]/g, "") : words, by);
   return answer;
 }
+const forPatient = () => document.body.dataset.role === "patient";
+function whyNot() {                             // why nothing can be asked for now; empty = it can
+  const nurse = forPatient() ? ": ask the nurse" : "", { state, scene } = bed.status || {};
+  if (!known()) return `The bed is not heard${nurse}.`;
+  if (state === "STIMULATING") return "It stimulates now.";
+  if (state === "FAULT") return `Something is wrong with the stimulator${nurse}.`;
+  if (state === "LOCKOUT") return `No more for now${nurse}.`;
+  if (state !== "ARMED") return `Not armed${nurse}.`;
+  const nowS = bed.status.written_ns * 1e-9 + (bed.ageMs + performance.now() - bed.heardMs) / 1000;
+  const restS = scene ? lastPulseS + PERIOD_S + scene.refractory_s - nowS : 0;
+  return restS > 0 ? `Rest after a train: ${Math.ceil(restS)} s.` : "";
+}
+const PERIOD_S = 0.02;                          // a train lasts until its last period is over
 $("trigger").addEventListener("keydown", (event) => { if (event.repeat) event.preventDefault(); });   // a key that is held is one press
 $("trigger").addEventListener("click", (event) => {
   if (event.detail > 1) return;                 // a double click is one press
-  if ($("trigger").ariaDisabled === "true") { told("Not sent: the bed is not armed."); return; }
+  if (whyNot()) { told(`Not sent. ${whyNot()}`); return; }
   const id = Number(crypto.getRandomValues(new BigUint64Array(1))[0] >> 12n) + 1;
-  act({ do: "trigger", id }, "One train asked for.");
+  act({ do: "trigger", id }, forPatient() ? "Yes: one stimulation." : "One train asked for.");
 });
-$("take").addEventListener("click", () => act({ do: "take" }, "You hold control."));
+const other = () => (bed.guard && bed.guard.holder && !holds ? bed.guard.holder : "");   // who else holds control
+async function ask() {
+  const answer = await say({ do: "status" });
+  if (answer.ok) holds = Boolean(answer.holds);
+  show();
+}
+setInterval(() => { if (document.body.dataset.role === "clinician") ask(); }, ASK_MS);
+$("take").addEventListener("click", async () => {
+  if (other() && performance.now() > takeUntilMs) { takeUntilMs = performance.now() + TAKE_MS; show(); return; }
+  takeUntilMs = -Infinity;
+  await act({ do: "take" }, "You hold control.");
+  ask();
+});
 $("disarm").addEventListener("click", () => act({ do: "disarm" }, "Disarmed."));
 $("offer").addEventListener("click", async () => {
   const answer = await act({ do: "offer" }, "Look at what would be armed, then at the patient.");
   offered = answer.ok ? answer : null;
   $("offered").hidden = !offered;
+  ask();
   if (!offered) return;
   $("checked").checked = false;
   $("arm").disabled = true;
   $("prescription").replaceChildren(...[`Stimulator ${offered.stimulator_identity}`, ...offered.prescription].map((text) => item("li", text)));
+  $("offered").focus({ preventScroll: true });
+  $("offered").scrollIntoView({ block: "end" });
 });
 $("checked").addEventListener("change", () => { $("arm").disabled = !$("checked").checked; });
 $("arm").addEventListener("click", async () => {
@@ -114,6 +162,8 @@ $("leave").addEventListener("click", async () => { await act({ do: "leave" }, "Y
 
 function know(you) {
   document.body.dataset.role = you ? you.role : "";
+  if (!you) holds = false;
+  set("trigger", forPatient() ? "Calm my spasm" : "Give one train");
   $("you").textContent = you ? `You are ${you.name}, ${you.role}.` : "You have not paired: you can read, and stop.";
   $("pair-form").hidden = Boolean(you) && you.role !== "clinician";
   set("pair-why", you ? "To arm or prescribe more than 5 minutes after pairing, prove again who you are: a new code" : "Code");
@@ -135,21 +185,30 @@ $("views").addEventListener("click", (event) => { if (event.target.dataset.view)
 const WORDS = { spasm: "Spasm:", over: "Over:", "held back": "Held back," };
 const item = (tag, text) => { const node = document.createElement(tag); node.textContent = text; return node; };
 
+const CAUSES = { emg: "a spasm in the EMG", force: "a spasm in the force", manual: "a person asked" };
+const plain = (text) => text.replace(/\b(emg|force|manual): train (?=\S)/g, (_, cause) => `${CAUSES[cause]}: train `);
+
 function known() { return bed.status && bed.ageMs + performance.now() - bed.heardMs < STALE_MS; }
 
 function show() {
   const fresh = known(), s = bed.status, g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null;
-  const state = fresh ? s.state : "unknown", why = g && fresh && g.state === s.state ? g.reason : fresh ? s.reason || "" : "";  // of the state; the report's is of whatever came last
+  const renewing = performance.now() < renewUntilMs, begins = renewing && (!fresh || s.renewing);
+  const state = begins ? "new session" : fresh ? s.state : "unknown", why = g && fresh && g.state === s.state ? g.reason : fresh ? s.reason || "" : "";  // of the state; the report's is of whatever came last
   document.body.dataset.state = state;
-  set("state", fresh ? state + (s.automatic ? " automatic" : "") : "unknown");
-  set("reason", fresh ? why : "nothing was heard from the bed for more than a second");
+  set("state", state);
+  set("mode", fresh && !begins ? bed.mode : "");
+  set("reason", begins ? "A new session begins with the new prescription; nothing is armed." : fresh ? plain(why) : "nothing was heard from the bed for more than a second");
   document.title = `${state} - calmloop`;
-  $("trigger").ariaDisabled = String(state !== "ARMED" && state !== "STIMULATING");
-  alarms(fresh);
+  const not = whyNot();
+  $("trigger").ariaDisabled = String(Boolean(not));
+  set("why-not", not);
+  fade(state);
+  alarms(fresh, renewing, begins);
+  control();
   if (!fresh || !s.dose) {                        // not heard, or over a network and not paired: nothing old stands for how it is
     rows("health", [fresh ? ["more", "pair to see it"] : ["bed", "unknown"]]);
     rows("dose", [["dose", fresh ? "pair to see it" : "unknown"]]);
-    set("signals", ""); set("holder", "");
+    set("signals", "");
     if (fresh) forget();
     return;
   }
@@ -165,14 +224,21 @@ function show() {
     ["stimulator", g ? (box === "absent" ? "absent" : `${box.model || ""} at ${box.port || "?"}`) : "unknown"],
     ["signals", s.data_ok ? `fresh, ${fix(s.sample_age_ms, 1)} ms old` : ["NO DATA", ...faults].join(", ")],
     ["loop", s.loop],
-    ["sample to pulse, last", last && last.sum_ms !== undefined ? `${fix(last.sum_ms, 2)} ms` : "none yet"],
+    [`${last && last.pulled_ms === undefined ? "press" : "sample"} to pulse, last`, last && last.sum_ms !== undefined ? `${fix(last.sum_ms, 2)} ms` : "none yet"],
     ["recorded", `${fix(s.recording_bytes / 1e6, 1)} MB, ${fix(s.disk_free_bytes / 1e9, 0)} GB free`],
     ["trains", `${s.trains}, ${s.pulses} pulses, ${s.refusals} refused`],
     ["session", s.session.split("/").pop()],
   ]);
   if (inSession !== s.session && opened.session) opened.session(s.session);
-  set("holder", g ? (g.holder ? `${g.holder} holds control.` : "Nobody holds control.") : "");
-  set("signals", Object.entries(s.rules).map(([name, r]) => `${name}: ${r.active ? "SPASM" : "at rest"}${r.veto ? `, held back: ${r.veto}` : ""}${r.quality === "ok" ? "" : `, ${r.quality}`}`).join("; "));
+  set("signals", Object.entries(s.rules).map(([name, r]) => `${name}: ${!s.data_ok ? "unknown" : r.active ? "SPASM" : "at rest"}${r.veto ? `, held back: ${r.veto}` : ""}${r.quality === "ok" ? "" : `, ${r.quality}`}`).join("; "));
+}
+function control() {                            // who may arm and prescribe: one at a time
+  const g = performance.now() - bed.guardMs < 3 * STALE_MS ? bed.guard : null, they = other();
+  set("holder", holds ? `You hold control${g && g.holder ? `, ${g.holder}` : ""}.` : !g ? "" : they ? `${they} holds control.` : "Nobody holds control.");
+  $("take").hidden = holds;
+  set("take", they && performance.now() < takeUntilMs ? `Press again to take control from ${they}` : "Take control");
+  $("offer").disabled = Boolean(they);
+  if (opened.control) opened.control(they);
 }
 function set(id, text) { if ($(id).textContent !== text) $(id).textContent = text; }
 function fix(x, digits) { return typeof x === "number" ? x.toFixed(digits) : "?"; }
@@ -183,22 +249,28 @@ function rows(id, pairs) {
   $(id).dataset.text = text;
   $(id).replaceChildren(...pairs.flatMap(([name, value]) => [item("dt", name), item("dd", String(value))]));
 }
-function log(text) {
-  const node = item("li", `${new Date().toLocaleTimeString()}  ${text}`);
+const SAME = 8;                                 // so far back a row that may repeat is looked for
+function log(text, repeats = false) {           // what repeats is one row with a count, whatever its figures
+  const kind = text.replace(/[\d.]+/g, "#");
+  const before = [...$("log").children].slice(0, repeats ? SAME : 1).find((row) => row.dataset.kind === kind);
+  const count = before ? Number(before.dataset.count) + 1 : 1;
+  if (before) before.remove();
+  const node = item("li", `${new Date().toLocaleTimeString()}  ${text}${count > 1 ? `  (${count} times)` : ""}`);
+  Object.assign(node.dataset, { kind, count });
   $("log").prepend(node);
   while ($("log").children.length > 100) $("log").lastChild.remove();
 }
 
 // --- alarms -------------------------------------------------------------------------------------------------------------------------
-function alarms(fresh) {
-  const all = fresh ? [...bed.alarms] : [["high", "Nothing is known of the bed: look at the patient."]];
+function alarms(fresh, renewing, begins) {
+  const all = begins ? [] : fresh ? [...bed.alarms] : [["high", "Nothing is known of the bed: look at the patient."]];
   if (unanswered) all.unshift(["high", "The stop was not answered: SWITCH THE STIMULATOR OFF BY HAND."]);
   const text = JSON.stringify(all);
   if ($("alarms").dataset.text !== text) {
     $("alarms").dataset.text = text;
     $("alarms").replaceChildren(...all.map(([level, words]) => { const p = item("p", words); p.className = `alarm ${level}`; return p; }));
   }
-  const kinds = text.replace(/\d+/g, "");       // a figure that changes is nothing new
+  const kinds = text.replace(/\d+|, output is off/g, "");   // a figure that changes is nothing new, nor that a stop was confirmed
   if ($("alarms").dataset.kinds !== kinds) {
     $("alarms").dataset.kinds = kinds;
     if (all.length) log(`Alarm: ${all[0][1]}`);
@@ -207,7 +279,7 @@ function alarms(fresh) {
   const level = all.length ? all[0][0] : "", left = silentUntil - performance.now();
   $("silence").hidden = level !== "high" && level !== "medium";
   set("silence", left > 0 ? `Sound is off for ${Math.ceil(left / 1000)} s` : "Silence for 2 minutes");
-  sound(level);
+  if (!renewing || level === "high") sound(level);   // that a new session's loop is still starting was to be expected
 }
 $("silence").addEventListener("click", () => { silentUntil = performance.now() + SILENCE_MS; show(); });
 let audio = null, nextBeepMs = 0;
@@ -263,7 +335,7 @@ function columns(data) {
 // Mostly only what is new is drawn: the columns since the last frame. All of it anew where sizes, colours or a trace's range change, which is
 // looked at twice a second, and when the sweep begins again at the left.
 const canvas = $("canvas"), pen = canvas.getContext("2d", { alpha: false }), RANGE_MS = 500, RANGE_TOLERANCE = 0.05;
-let frames = 0, framesFrom = performance.now(), drawnAt = -1, picture = null, rangesMs = 0, wrote = {};
+let frames = 0, framesFrom = performance.now(), drawnAt = -1, picture = null, rangesMs = 0, wrote = [];
 function ranges() {                              // whether one has changed enough to be seen
   let changed = false;
   for (const trace of traces.values()) {
@@ -281,15 +353,18 @@ function drawMark(mark) {
   const x = ((mark.at % n) / n) * w;
   pen.fillStyle = colour(MARKS[mark.what]);
   pen.fillRect(x, 0, Math.max(1, ratio), mark.what === "pulse" ? h * 0.03 : h);
-  if (mark.what === "pulse" || Math.abs(x - wrote[mark.what]) < 80 * ratio) return;   // two rules that say the same at one time say it once
-  wrote[mark.what] = x;
-  write(pen, mark.what, Math.min(x + 4, w - pen.measureText(mark.what).width - 4), h - 6, pen.fillStyle, colour("--paper"));
+  if (mark.what === "pulse") return;
+  const wide = pen.measureText(mark.what).width + 6, left = Math.min(x + 4, w - wide);
+  wrote = wrote.filter((one) => one.mark !== mark && newest - one.mark.at < n * 0.97);   // those that the pen has wiped are gone
+  if (wrote.some((one) => left < one.left + one.wide && one.left < left + wide)) return;   // one over the other could not be read
+  wrote.push({ mark, left, wide });
+  write(pen, mark.what, left, h - 6, pen.fillStyle, colour("--paper"));
 }
 function drawAll() {
   const colour = colours(), { ratio, w, h, rowHeight } = clean(canvas, pen, traces.size, colour);
   picture = { colour, ratio, w, h, scene, scheme: colour("--paper"), rows: [...traces.values()].map((trace, i) => rowOf(pen, trace, i * rowHeight, rowHeight, w, colour, n)) };
   for (const row of picture.rows) { drawColumns(pen, row, 0, n - 1); drawName(pen, row); }
-  wrote = {};
+  wrote = [];
   marks.forEach(drawMark);
 }
 function drawNew() {

@@ -1,12 +1,19 @@
 "use strict";
 // Sessions of before: the whole, any part from near, spasm by spasm.
 
+const AGAIN_MS = 2000, ANSWER_MS = 3000;         // a page's process that ends may never answer
 const past = { name: "", of: null, from: 0, to: 1, asked: 0, dragged: null };
 const pastCanvas = $("session-canvas"), pastPen = pastCanvas.getContext("2d", { alpha: false });
 
 opened.sessions = async () => {
-  const answer = await fetch("/sessions").then((r) => r.json()).catch(() => ({ ok: false, reasons: ["no answer"] }));
+  const answer = await fetch("/sessions", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) }).then((r) => r.json()).catch(() => null);
+  if (!answer) {                                // a new session begins, and the page's process with it
+    set("session-told", "no answer, asked again");
+    setTimeout(() => { if (document.body.dataset.view === "sessions") opened.sessions(); }, AGAIN_MS);
+    return;
+  }
   if (!answer.ok) { set("session-told", answer.reasons.join("; ")); return; }
+  if ($("session-told").textContent.startsWith("no answer")) set("session-told", "");
   const options = answer.sessions.map((row) => { const option = item("option", `${row.name}  (${(row.bytes / 1e6).toFixed(1)} MB)`); option.value = row.name; return option; });
   $("session-list").replaceChildren(Object.assign(item("option", answer.sessions.length ? "choose one" : "there are none"), { value: "" }), ...options);
   $("session-list").value = past.name;
@@ -23,17 +30,20 @@ $("session-list").addEventListener("change", async () => {
   if (past.name !== name) return;
   if (answer.ok === false) { set("session-told", answer.reasons.join("; ")); return; }
   past.of = answer;
-  const s = answer, seen = s.spasms.length;
+  const s = answer, seen = s.n_spasms, units = [...new Set(s.spasms.map((spasm) => spasm.unit))];
   set("session-told", `${clock(s.length_s)} long, ${seen} ${seen === 1 ? "spasm" : "spasms"}, ${s.trains.length} trains, ${s.given.pulses} pulses, ${s.given.charge_mc.toFixed(2)} mC. Prescription version ${s.prescription.version}, ${s.prescription.author}. ${s.end ? `Ended: ${s.end}.` : "It goes on, or was cut."}`);
-  const cell = (text) => item("td", text), loud = (x) => (x === null ? "-" : x.toPrecision(3));
+  for (const [id, text] of [["before", "1 s before"], ["during", "until stimulated"], ["after", "1 s after"]]) set(`session-${id}`, `RMS ${text}${units.length ? `, ${units.join(" or ")}` : ""}`);
+  const names = [...$("session-spasms").parentElement.querySelectorAll("th")].map((th) => th.textContent);
+  const cell = (text) => item("td", text), loud = (x, unit) => (x === null ? "-" : x.toPrecision(3) + (units.length > 1 ? ` ${unit}` : ""));
   $("session-spasms").replaceChildren(...s.spasms.map((spasm) => {
     const line = document.createElement("tr"), at = document.createElement("td"), go = item("button", clock(spasm.onset_s));
     go.addEventListener("click", () => part(spasm.onset_s - 2, Math.max(spasm.offset_s, spasm.onset_s + 1) + 2));
     at.append(go);
-    line.append(at, cell(spasm.rule), cell(spasm.clonus_hz ? `clonus ${spasm.clonus_hz.toFixed(1)} Hz` : spasm.kind), cell(`${(spasm.offset_s - spasm.onset_s).toFixed(2)} s`), cell(String(spasm.pulses)), cell(loud(spasm.rms.before)), cell(loud(spasm.rms.during)), cell(loud(spasm.rms.after)));
+    line.append(at, cell(spasm.n_rules > 1 ? `${spasm.rule} (one spasm, ${spasm.n_rules} rules)` : spasm.rule), cell(spasm.clonus_hz ? `clonus ${spasm.clonus_hz.toFixed(1)} Hz` : spasm.kind), cell((spasm.offset_s - spasm.onset_s).toFixed(2)), cell(String(spasm.pulses)), cell(loud(spasm.rms.before, spasm.unit)), cell(spasm.pulses ? loud(spasm.rms.during, spasm.unit) : ""), cell(loud(spasm.rms.after, spasm.unit)));
+    [...line.children].forEach((one, i) => { one.dataset.name = names[i]; });
     return line;
   }));
-  $("session-events").replaceChildren(...s.events.map((event) => item("li", `${clock(event.at_s)}  ${event.state}  ${event.words}`)));
+  $("session-events").replaceChildren(...s.events.map((event) => item("li", `${clock(event.at_s)}  ${event.state}  ${plain(event.words)}${event.n > 1 ? `  (${event.n} times, until ${clock(event.until_s)})` : ""}`)));
   $("session").hidden = false;
   part(0, s.length_s);
 });
