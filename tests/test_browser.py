@@ -142,6 +142,24 @@ def test_stop_by_mouse_by_key_and_by_websocket_ends_a_train(page, bed):
     assert len(bed.events("stop")) == 9
 
 
+@pytest.mark.safety("G4")
+def test_an_admin_lets_somebody_in_and_the_code_stands_nowhere_else(contexts, bed):
+    admin = bed.pair(contexts(), "admin")
+    admin.locator("#invite-name").fill("Grace")
+    admin.locator("#invite-role").select_option("viewer")
+    admin.locator("#invite-form button").click()
+    expect(admin.locator("#invite-code")).to_contain_text("lets Grace in")
+    code = admin.locator("#invite-code").inner_text().split()[0]
+    assert len(code) == 8 and code not in admin.locator("#log").inner_text()
+    other = contexts().new_page()
+    other.goto(bed.url)
+    expect(other.locator("#invite-form")).to_be_hidden()
+    other.locator("#code").fill(code)
+    other.locator("#pair-form button").click()
+    other.locator("body[data-role=viewer]").wait_for(timeout=5000)
+    assert code not in json.dumps(bed.rows)
+
+
 @pytest.mark.safety("G2", "G6")
 def test_arming_takes_both_steps_of_a_clinician(contexts, bed):
     page = bed.pair(contexts(), "clinician")

@@ -146,6 +146,11 @@ $("arm").addEventListener("click", async () => {
   await act({ do: "arm", ...named, automatic: $("automatic").checked }, "Armed.");
   $("offered").hidden = true;
 });
+$("invite-form").addEventListener("submit", async (event) => {   // its code stands nowhere else, not in the log either
+  event.preventDefault();
+  const name = $("invite-name").value, answer = await say({ do: "invite", role: $("invite-role").value, name });
+  set("invite-code", answer.ok ? `${answer.code} lets ${name} in, once, within two minutes.` : (answer.reasons || ["no answer"]).join("; "));
+});
 $("clear-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   if ((await act({ do: "clear", reason: $("why").value }, "Fault cleared.")).ok) $("why").value = "";
