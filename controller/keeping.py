@@ -119,6 +119,8 @@ def recover(folder: Path) -> Found:
     path = folder / recording.SIGNALS
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise FileFormatError(f"{folder}: is not a session: {recording.SIGNALS} is missing") from None
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror}") from None
     try:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BLOCK_S = 0.002  # a file is cut into blocks of this length
 HOLD_MS = 2.0  # from each pulse of a recording on nothing is heard: best beside a template, of an artefact of 1.25 ms (notes, section 5)
 START_S = 1000.0  # stamps of a file begin here: 0 means "nothing yet" in the loop
+MIN_RATE_HZ, MAX_RATE_HZ, MAX_CHANNELS = 200.0, 10000.0, 64  # what the settings allow for EMG
 DEFAULT_FLOOR = 5.0  # µV: activity below this is no spasm in any surface EMG
 NO_FORCE = np.zeros((0, 0))
 TELL_CYCLES = 100  # so often a replay says how far it is
@@ -409,6 +410,11 @@ def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings
 
     options = reading.options_of(args)
     rec = files.load(path, **options)
+    if len(rec.channels) > MAX_CHANNELS:
+        raise FileFormatError(f"{path}: {len(rec.channels)} channels of EMG are taken; name {MAX_CHANNELS} at most with --channels, such as 1-8")
+    if not MIN_RATE_HZ <= rec.sample_rate_hz <= MAX_RATE_HZ:
+        words = f"{rec.sample_rate_hz:g} Hz; spasms are looked for in EMG of {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
+        raise FileFormatError(f"{path}: {', '.join(rec.channels)[:60]} has {words}: choose other --channels, or resample it")
     floor = DEFAULT_FLOOR if args.floor is None else args.floor
     hold_ms = HOLD_MS if getattr(args, "pulses", None) else 0.0
     return rec, settings_for(rec, floor, args.false_alarms_per_h, args.noise_time, args.high_pass, args.off_ratio, hold_ms), options
