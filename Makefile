@@ -7,6 +7,10 @@ SECONDS ?= 60
 SEED ?= 1
 # what judges supervisor and limits alone: some seconds, and every branch of both must be taken
 SAFETY := $(foreach name,limits supervisor supervisor_edges arming button dose,tests/test_$(name).py)
+# real processes in real time: one after the other, or they would be late for each other
+LIVE := $(foreach name,bench_cost bench_faults bench_latency bench_load bench_loopback bench_page bench_recording bench_stops browser button_device \
+	certificate closed_loop commands compiled_cache daemon devices golden guard keeping lsl many markers page_door peers_over_ptys play \
+	realtime sciencemode2 sources stimulator_test streams watch web,$(wildcard tests/test_$(name).py))
 
 .PHONY: demo test setup lint lock clean
 
@@ -17,8 +21,10 @@ test: setup lint
 	@echo "== supervisor and limits, every branch of them"
 	@$(BIN)/coverage run -m pytest -q $(SAFETY)
 	@$(BIN)/coverage report
-	@echo "== all other tests (the closed loop runs for real: this takes some minutes)"
-	@$(BIN)/python -m pytest -q $(SAFETY:%=--ignore=%)
+	@echo "== what needs no time of its own, two at a time"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SAFETY:%=--ignore=%) $(LIVE:%=--ignore=%)
+	@echo "== the closed loop and all else that runs for real (this takes a quarter of an hour)"
+	@$(BIN)/python -m pytest -q $(LIVE)
 
 lint: setup
 	@echo "== ruff, mypy, import contracts"

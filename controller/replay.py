@@ -411,7 +411,7 @@ def load_file(path: Path, args: argparse.Namespace) -> tuple[Recording, Settings
     options = reading.options_of(args)
     rec = files.load(path, **options)
     if len(rec.channels) > MAX_CHANNELS:
-        raise FileFormatError(f"{path}: {len(rec.channels)} channels of EMG are taken; name {MAX_CHANNELS} at most with --channels, such as 1-8")
+        raise FileFormatError(f"{path}: {len(rec.channels)} EMG channels: name at most {MAX_CHANNELS} with --channels, such as 1-8")
     if not MIN_RATE_HZ <= rec.sample_rate_hz <= MAX_RATE_HZ:
         words = f"{rec.sample_rate_hz:g} Hz; spasms are looked for in EMG of {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g} Hz"
         raise FileFormatError(f"{path}: {', '.join(rec.channels)[:60]} has {words}: choose other --channels, or resample it")

@@ -205,7 +205,7 @@ def test_where_one_that_is_harder_to_please_asks_any_would(phase, until_s, event
         p["phase"], p["until_s"], p["event_on_s"], p["rule"], p["number"] = phase, until_s, event_on_s, JOIN, 5
         rows = np.zeros((3, kernels.N_SEEN))
         rows[:, ACTIVE] = True, True, joint  # the rules themselves must not ask
-        policy.ask(s, 100.0, np.full(3, 100.0), rows, cycle[0])
+        policy.ask(s, 100.0, np.full(3, 100.0), rows, True, cycle[0])
         asks.append(cycle[0]["request"] > 0)
     assert asks[1] or not asks[0]
     assert active or not asks[0]
