@@ -8,7 +8,7 @@ SEED ?= 1
 # what judges supervisor and limits alone: some seconds, and every branch of both must be taken
 SAFETY := $(foreach name,limits supervisor supervisor_edges arming button dose,tests/test_$(name).py)
 # real processes in real time: one after the other, or they would be late for each other
-LIVE := $(foreach name,bench_cost bench_faults bench_latency bench_load bench_loopback bench_page bench_recording bench_stops browser button_device \
+LIVE := $(foreach name,bench_cost bench_faults bench_latency bench_load bench_loopback bench_mutants bench_page bench_recording bench_stops browser button_device \
 	certificate closed_loop commands compiled_cache daemon devices golden guard keeping lsl many markers page_door peers_over_ptys play \
 	realtime sciencemode2 sources stimulator_test streams watch web,$(wildcard tests/test_$(name).py))
 
