@@ -36,6 +36,7 @@ KEPT_S = LONGEST_S + 40.0
 LAST_S = 1e12  # a stamp beyond this, as beyond 0, is none
 ROWS = 1000  # at once; a loop that gets nothing still says something each 20 ms
 WARM_S = 3.0 * ENVELOPE_S  # after a hold the envelope starts from nothing: in this time it gets to 95 % of the power
+SHORT_S = 0.02  # but not after a shorter one, which leaves out a pulse of ours and the envelope as it is: `hold_ms` is at most so much
 BRIDGE_S = 0.1  # a hole that is no longer is filled: that of a request which is refused (25 ms held) is no reason to know nothing
 # A rhythm shows in two periods. What is too short for two of the slowest clonus is neither tonic nor clonus but a burst: 2 / 4 Hz.
 CLONUS_HZ = (4.0, 8.0)  # soleus 5.4 +- 0.9, gastrocnemius 4.7 to 7.0 (physiology notes, 1.3)
@@ -236,7 +237,7 @@ class Describer:
         self.open: _Open | None = None
         self.on = False
         self.decided_s = self.last_decided_s = np.nan  # of the event that is on, and the last that the rule told of
-        self.last_s = self.warm_s = -np.inf
+        self.last_s = self.warm_s = self.seen_s = -np.inf
         self.rest = 0.0
         self.done: list[Spasm] = []
 
@@ -293,7 +294,10 @@ class Describer:
         self.sums[fresh] = self.counts[fresh] = 0.0
         self.newest = last if jumps else max(self.newest, last)
         unseen = (rows[:, QUALITY] == HELD) | (rows[:, QUALITY] == BAD)
-        warm_s = np.maximum.accumulate(np.concatenate([[self.warm_s], np.where(unseen, t_s + WARM_S, -np.inf)]))
+        seen_s = np.maximum.accumulate(np.concatenate([[self.seen_s], np.where(unseen, -np.inf, t_s)]))
+        self.seen_s = float(seen_s[-1])
+        long = unseen & (t_s - seen_s[1:] > SHORT_S)
+        warm_s = np.maximum.accumulate(np.concatenate([[self.warm_s], np.where(long, t_s + WARM_S, -np.inf)]))
         self.warm_s = float(warm_s[-1])
         value = rows[:, STATISTIC if self.of_force else ENVELOPE]
         good = ~unseen & (t_s >= warm_s[1:]) & np.isfinite(value)

@@ -57,6 +57,18 @@ def test_the_area_of_a_rectangle_is_its_height_above_rest_times_its_length():
     assert (spasm.peak, spasm.kind, spasm.clonus_hz, spasm.parts, spasm.seen, spasm.on) == (50.0, "tonic", None, 1, 1.0, False)
 
 
+@pytest.mark.parametrize(("held_s", "seen"), [(0.002, 1.0), (0.008, 1.0), (0.025, 0.0)])
+def test_between_pulses_that_are_left_out_shortly_a_spasm_is_seen(held_s, seen):
+    """At 30 Hz. A hold of 25 ms starts the envelope anew, and after it nothing is seen for 60 ms."""
+    t_s = times(8.0)
+    rows = said(t_s, [(503.0, 505.0)], np.where((t_s >= 503.0) & (t_s < 505.0), 50.0, 10.0))
+    rows[(t_s * 30.0) % 1.0 < 30.0 * held_s, QUALITY] = QUALITIES.index("held")
+    (spasm,) = told(t_s, rows)
+    assert spasm.seen == pytest.approx(seen, abs=0.02)
+    if seen:
+        assert (spasm.kind, spasm.area) == ("tonic", pytest.approx(80.0, rel=0.02))
+
+
 @pytest.mark.parametrize("hz", [4.0, 5.0, 6.0, 7.0, 8.0])
 @pytest.mark.parametrize("seconds", [1.0, 3.0, 30.0])
 def test_the_frequency_of_a_rhythm(hz, seconds):
