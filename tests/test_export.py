@@ -3,11 +3,13 @@
 import csv
 import importlib.util
 import json
+import subprocess
 from datetime import UTC, date, datetime
 
 import numpy as np
 import pytest
 
+from bench import peers
 from controller import __main__ as cli
 from controller import bids, export, recording, settings
 from controller.export import holes, labels, places, record_s, to_file
@@ -138,14 +140,24 @@ def test_annotations_stand_where_their_samples_are(session, tmp_path, capsys, ed
     assert found["BAD_nan"] == [(NO_NUMBER[0] / RATE_HZ, 3 / RATE_HZ, "BAD_nan 3 samples of SOL2")]
 
 
+BY_MNE = """
+import json, sys, mne
+raw = mne.io.read_raw_bdf(sys.argv[1], verbose="error")
+first = (raw.get_data(picks=["SOL1"])[0, :4000] * 1e6).tolist()
+print(json.dumps([raw.info["sfreq"], raw.ch_names, first, list(raw.annotations.description)]))
+"""
+
+
+@pytest.mark.skipif(peers.interpreter("mne_lsl") is None, reason="MNE comes with it: python -m bench.peers install mne_lsl")
 def test_mne_reads_it(session, tmp_path, capsys, edfio):
-    mne = pytest.importorskip("mne", reason="MNE is not installed: nothing else reads BDF+ as most labs do")
     folder, (emg, *_) = session
     assert run(capsys, folder, "--bids", tmp_path)[0] == 0
-    raw = mne.io.read_raw_bdf(bdf_of(tmp_path), verbose="error")
-    assert (raw.info["sfreq"], raw.ch_names) == (RATE_HZ, ["SOL1", "SOL2", "TA1", "TA2", "ankle"])
-    assert np.abs(raw.get_data(picks=["SOL1"])[0, :4000] * 1e6 - emg[:4000, 0]).max() < 1e-4
-    assert sum(words == "pulse 8 mA" for words in raw.annotations.description) == 25
+    python = str(peers.interpreter("mne_lsl"))
+    said = subprocess.run([python, "-c", BY_MNE, bdf_of(tmp_path)], capture_output=True, text=True, check=True).stdout
+    rate_hz, names, first_uv, words = json.loads(said)
+    assert (rate_hz, names) == (RATE_HZ, ["SOL1", "SOL2", "TA1", "TA2", "ankle"])
+    assert np.abs(np.array(first_uv) - emg[:4000, 0]).max() < 1e-4
+    assert words.count("pulse 8 mA") == 25
 
 
 def test_required_fields_and_tables(session, tmp_path, capsys, edfio):
