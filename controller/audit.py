@@ -184,7 +184,9 @@ def _rows(path: Path) -> list[tuple[Any, ...]]:
     """Everything as it stands there. Raises `AuditError`."""
     db = None
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        # without a write-ahead log nobody writes, and then nothing need be left beside a session that is only read
+        alone = "" if path.with_name(f"{path.name}-wal").exists() else "&immutable=1"
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True)
         db.text_factory = lambda data: data.decode(errors="replace")  # broken text is a row that does not fit, not an unreadable file
         return db.execute("SELECT id, utc, monotonic_ns, what, detail, hmac FROM audit ORDER BY id").fetchall()
     except (sqlite3.Error, UnicodeError) as error:  # UnicodeError: a schema that is no text

@@ -55,8 +55,10 @@ def test_a_whole_session_is_whole(session, capsys):
     assert by_pyxdf["EMG"] == 2400 and found.facts["cycles"] == 600
     crc = found.facts["crc"]
     assert crc["checked_bytes"] == found.facts["bytes"] and crc["unchecked_bytes"] == 0
+    before = sorted(session.iterdir())
     assert cli.main(["verify", str(session)]) == 0
     assert "WHOLE" in capsys.readouterr().out
+    assert sorted(session.iterdir()) == before  # it reads, and leaves nothing
 
 
 def test_the_side_car_is_what_zlib_says_of_the_bytes(session):
